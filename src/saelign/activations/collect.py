@@ -1,0 +1,309 @@
+"""Tokens -> sparse activations: run the model once, encode as it goes, keep the non-zeros."""
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float32, Int64
+from torch import Tensor, nn
+from transformers import PretrainedConfig, PreTrainedModel
+
+from saelign.activations.store import (
+    MANIFEST,
+    LayerActivations,
+    activations_key,
+    concatenate_parts,
+    open_activations,
+    write_manifest,
+    write_shard,
+)
+from saelign.activations.wiring import (
+    N_TOKENS,
+    Streams,
+    check_dimensions,
+    check_wiring,
+    explained_variances,
+    measure_wiring,
+)
+from saelign.errors import ActivationError, TextError
+from saelign.models import d_model, find_blocks, residual_streams
+from saelign.saes import SAE, encode
+from saelign.text import Tokens
+
+# Dense activations held at once: 128 MiB of float32, whatever the SAE's width.
+_DENSE_VALUES = 2**25
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Reader:
+    # A loaded model with its blocks, and what it is to read.
+    model: nn.Module
+    blocks: nn.ModuleList
+    tokens: Tokens
+    device: str
+    contexts_per_batch: int
+
+
+def collect(
+    *,
+    load: Callable[[], nn.Module],
+    blocks_path: str | None,
+    saes: Mapping[int, SAE],
+    tokens: Tokens,
+    store: Path,
+    model_fingerprint: str,
+    dtype: str,
+    device: str = "cpu",
+    provenance: Mapping[str, Any] | None = None,
+    batch_tokens: int = 8192,
+    shard_tokens: int = 65536,
+    progress: Callable[[int, int], None] | None = None,
+) -> dict[int, LayerActivations]:
+    """The sparse activations of every SAE at its layer, computed where they are not stored yet.
+
+    The model is loaded only if some layer is incomplete, and then runs once for all that are.
+    Batches never cross the boundary of a shard, and shards depend on the tokens and on
+    `shard_tokens` alone, so a killed run continues after its last shard.
+
+    Args:
+        load: Gives the model; called at most once.
+        blocks_path: Where the model keeps its blocks; None: found by structure.
+        saes: By layer; -1 is what enters block 0.
+        tokens: What to read.
+        store: The folder under which each layer gets a folder of its own.
+        model_fingerprint: Tells the weights from any others.
+        dtype: In which the model runs; the SAEs run in float32.
+        device: On which the model runs.
+        provenance: Recorded beside the above; does not take part in the key.
+        batch_tokens: Positions (padding included) of a forward pass.
+        shard_tokens: Kept tokens of a shard, at most, unless one context has more.
+        progress: Called with tokens done and tokens in all, after each batch.
+
+    Raises:
+        WiringError: An SAE does not fit its layer.
+        ActivationError: A residual stream that is not finite, or an SAE without a live feature.
+        TextError: Token ids that the model does not know.
+        StorageError: The store cannot be written.
+        DamagedError: What is stored is not what was written.
+        ModelError: The blocks are not found.
+    """
+    parts = {
+        "model": model_fingerprint,
+        "tokens": tokens.sha256,
+        "dtype": dtype,
+        "shard_tokens": shard_tokens,
+    }
+    layers: dict[int, LayerActivations] = {}
+    fresh: dict[int, LayerActivations] = {}
+    for layer, sae in saes.items():
+        key = {**parts, "site": f"residual stream after block {layer}", "sae": sae.sha256}
+        folder = Path(store) / activations_key(key)
+        if (folder / MANIFEST).exists():
+            layers[layer] = open_activations(folder)
+        else:
+            fresh[layer] = LayerActivations(
+                folder=folder,
+                d_sae=sae.d_sae,
+                n_tokens=tokens.n_tokens,
+                complete=False,
+                shard_files=(),
+                provenance={
+                    **(provenance or {}),
+                    **key,
+                    "layer": layer,
+                    "sae_source": sae.source,
+                    "device": device,
+                    "masked": tokens.masked,
+                    "torch": torch.__version__,
+                },
+            )
+    if not fresh and all(layer.complete for layer in layers.values()):
+        return {layer: layers[layer] for layer in saes}
+    model = load()
+    reader = _Reader(
+        model=model,
+        blocks=find_blocks(model, blocks_path),
+        tokens=tokens,
+        device=device,
+        contexts_per_batch=max(1, batch_tokens // tokens.input_ids.shape[1]),
+    )
+    _check_ids(reader)
+    layers |= _wired(reader, saes, fresh)
+    _run(reader, saes, layers, shard_tokens=shard_tokens, progress=progress)
+    return {layer: layers[layer] for layer in saes}
+
+
+def _wired(
+    reader: _Reader, saes: Mapping[int, SAE], fresh: Mapping[int, LayerActivations]
+) -> dict[int, LayerActivations]:
+    # The layers with their wiring measured, found good and recorded.
+    if not fresh:
+        return {}
+    n_layers = len(reader.blocks)
+    width = d_model(cast("PretrainedConfig", reader.model.config))
+    for layer in fresh:
+        check_dimensions(saes[layer], layer, d_model=width, n_layers=n_layers)
+    asked = sorted(
+        {near for layer in fresh for near in (layer - 1, layer, layer + 1) if -1 <= near < n_layers}
+    )
+    wirings = measure_wiring(
+        {layer: saes[layer] for layer in fresh}, _first_batches(reader, asked), n_layers=n_layers
+    )
+    everywhere = range(-1, n_layers)
+    for layer, wiring in wirings.items():
+        check_wiring(
+            saes[layer],
+            wiring,
+            lambda sae=saes[layer]: explained_variances(
+                sae, everywhere, _first_batches(reader, list(everywhere))
+            ),
+        )
+    wired = {
+        layer: replace(fresh[layer], wiring=asdict(wiring)) for layer, wiring in wirings.items()
+    }
+    # All are recorded only after all have passed: a study with one misplaced SAE leaves nothing.
+    for layer in wired.values():
+        write_manifest(layer)
+    return wired
+
+
+def _run(
+    reader: _Reader,
+    saes: Mapping[int, SAE],
+    layers: dict[int, LayerActivations],
+    *,
+    shard_tokens: int,
+    progress: Callable[[int, int], None] | None,
+) -> None:
+    # Fill `layers` shard by shard; an entry is replaced as each of its shards reaches the disk.
+    per_context = reader.tokens.kept.sum(axis=1)
+    n_done, total = 0, int(per_context.sum())
+    for number, (start, stop) in enumerate(_shard_bounds(per_context, shard_tokens)):
+        open_layers = [layer for layer in saes if len(layers[layer].shard_files) <= number]
+        if not open_layers:
+            n_done += int(per_context[start:stop].sum())
+            continue
+        parts: dict[int, list[tuple[np.ndarray, np.ndarray, np.ndarray]]] = {
+            layer: [] for layer in open_layers
+        }
+        contexts = start + np.flatnonzero(per_context[start:stop])
+        batches = [
+            contexts[i : i + reader.contexts_per_batch]
+            for i in range(0, len(contexts), reader.contexts_per_batch)
+        ]
+        for batch in batches:
+            streams = _kept_streams(reader, batch, open_layers)
+            for layer in open_layers:
+                parts[layer] += _nonzero_activations(saes[layer], streams[layer])
+            n_done += int(per_context[batch].sum())
+            if batch is batches[-1]:
+                for layer in open_layers:
+                    layers[layer] = write_shard(layers[layer], *concatenate_parts(parts[layer]))
+            if progress is not None:
+                progress(n_done, total)
+
+
+def _shard_bounds(
+    per_context: Int64[np.ndarray, " context"], shard_tokens: int
+) -> list[tuple[int, int]]:
+    # Ranges of contexts, each of at most `shard_tokens` kept tokens and of at least one.
+    bounds: list[tuple[int, int]] = []
+    start = held = 0
+    for context, count in enumerate(per_context.tolist()):
+        if held and held + count > shard_tokens:
+            bounds.append((start, context))
+            start, held = context, 0
+        held += count
+    if held:
+        bounds.append((start, len(per_context)))
+    return bounds
+
+
+def _first_batches(reader: _Reader, layers: list[int]) -> Iterator[Streams]:
+    # The streams of the first contexts, until they hold enough kept tokens.
+    per_context = reader.tokens.kept.sum(axis=1)
+    contexts = np.flatnonzero(per_context)
+    enough = int(np.searchsorted(np.cumsum(per_context[contexts]), N_TOKENS)) + 1
+    contexts = contexts[:enough]
+    n_batches = math.ceil(len(contexts) / reader.contexts_per_batch)
+    for batch in np.array_split(contexts, n_batches):
+        yield _kept_streams(reader, batch, layers)
+
+
+def _kept_streams(
+    reader: _Reader, contexts: Int64[np.ndarray, " context"], layers: list[int]
+) -> dict[int, Float32[Tensor, "token d_model"]]:
+    # Residual streams of the kept positions, in float32, all of them finite.
+    tokens = reader.tokens
+    attended = tokens.attended[contexts]
+    n_positions = int(np.flatnonzero(attended.any(axis=0))[-1]) + 1
+    attended = attended[:, :n_positions]
+    input_ids = torch.from_numpy(tokens.input_ids[contexts, :n_positions].astype(np.int64))
+    mask = None if attended.all() else torch.from_numpy(attended.astype(np.int64))
+    streams = residual_streams(
+        reader.model,
+        reader.blocks,
+        input_ids.to(reader.device),
+        None if mask is None else mask.to(reader.device),
+        layers,
+    )
+    kept = torch.from_numpy(tokens.kept[contexts, :n_positions]).to(reader.device)
+    flat = {layer: stream[kept].float() for layer, stream in streams.items()}
+    for layer in sorted(flat):
+        _check_finite(flat[layer], layer, tokens, contexts)
+    return flat
+
+
+def _check_finite(
+    stream: Float[Tensor, "token d_model"],
+    layer: int,
+    tokens: Tokens,
+    contexts: Int64[np.ndarray, " context"],
+) -> None:
+    bad = ~torch.isfinite(stream).all(dim=1)
+    if not bad.any():
+        return
+    row = int(bad.int().argmax())
+    rows, positions = np.nonzero(tokens.kept[contexts])
+    context, position = int(contexts[rows[row]]), int(positions[row])
+    raise ActivationError(
+        f"residual streams must be finite, layer {layer} is not at context {context}, position "
+        f"{position} (token id {int(tokens.input_ids[context, position])}): run the model in "
+        "float32 or bfloat16, or check its weights"
+    )
+
+
+def _nonzero_activations(
+    sae: SAE, stream: Float32[Tensor, "token d_model"]
+) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    # Per part of the batch: non-zero activations a token, their features, their values.
+    parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+    for part in stream.split(max(1, _DENSE_VALUES // sae.d_sae)):
+        feature_acts = encode(sae, part)
+        if feature_acts.device.type == "cpu":
+            # numpy finds the non-zeros of a Boolean array several times faster than torch on a CPU.
+            dense = feature_acts.numpy()
+            active = dense > 0
+            counts = active.sum(axis=1)
+            flat = np.flatnonzero(active)
+            parts.append((counts, flat % sae.d_sae, dense.ravel()[flat]))
+        else:
+            active = feature_acts > 0
+            counts, features = active.sum(dim=1), active.nonzero()[:, 1]
+            values = feature_acts[active]
+            parts.append((counts.cpu().numpy(), features.cpu().numpy(), values.cpu().numpy()))
+    return parts
+
+
+def _check_ids(reader: _Reader) -> None:
+    embeddings: Any = cast("PreTrainedModel", reader.model).get_input_embeddings()
+    n_known, highest = len(embeddings.weight), int(reader.tokens.input_ids.max())
+    if highest >= n_known:
+        raise TextError(
+            f"token ids must be below the model's {n_known:,} embeddings, got {highest:,}: "
+            "the text was tokenised for another model"
+        )

@@ -1,0 +1,206 @@
+"""The command line: parse, call the pipeline, print. Results go to stdout, the rest to stderr."""
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from saelign.errors import SaelignError
+
+EXIT_ERROR = 1
+
+EPILOGS = {
+    "run": "example:\n  saelign run study.yaml --out results",
+    "check": "example:\n  saelign check study.yaml",
+    "show": "example:\n  saelign show results --matching one_to_one",
+    "demo": "examples:\n  saelign demo\n  saelign demo --text book.txt --out book-demo",
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; gives the exit code: 0 done, 1 a clear error, 2 wrong usage.
+
+    Args:
+        arguments: Without the program's name; those of the process if None.
+    """
+    options = parser().parse_args(arguments)
+    try:
+        options.call(options)
+    except SaelignError as error:
+        print(f"saelign: {error}", file=sys.stderr)
+        return EXIT_ERROR
+    except KeyboardInterrupt:
+        print("saelign: stopped; start it again, it goes on where it stopped", file=sys.stderr)
+        return 130
+    return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line's parser."""
+    top = argparse.ArgumentParser(
+        prog="saelign",
+        description="Do two language models share features? Each score beside what chance gives.",
+        epilog="example:\n  saelign demo",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    top.add_argument("--version", action="version", version=version())
+    commands = top.add_subparsers(metavar="COMMAND", required=True)
+
+    def command(name: str, call: Callable[[Any], None], told: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(
+            name,
+            help=told,
+            description=f"{told[0].upper()}{told[1:]}.",
+            epilog=EPILOGS[name],
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        sub.add_argument("--json", action="store_true", help="print the result as JSON")
+        sub.set_defaults(call=call)
+        return sub
+
+    sub = command("run", run_command, "compare two models as a study file says")
+    sub.add_argument("study", metavar="STUDY", help="a study file (YAML)")
+    sub.add_argument("--out", metavar="DIR", help="where results go, instead of the study's folder")
+
+    sub = command("check", check_command, "find out whether a study can run, without loading weights")
+    sub.add_argument("study", metavar="STUDY", help="a study file (YAML)")
+    sub.add_argument("--out", metavar="DIR", help="where results would go")
+
+    sub = command("show", show_command, "print the tables of a finished run")
+    sub.add_argument("run", metavar="RUN", help="a run's folder")
+    sub.add_argument("--matching", metavar="NAME", help="only this matching")
+
+    sub = command("demo", demo_command, "compare the two small language models that come with saelign")
+    sub.add_argument("--out", metavar="DIR", default="saelign-demo", help="where results go")
+    sub.add_argument("--text", metavar="FILE", help="read this text instead of the one that ships")
+    return top
+
+
+def version() -> str:
+    """The version, as `--version` prints it."""
+    import saelign
+
+    return f"saelign {saelign.__version__}"
+
+
+def run_command(options: argparse.Namespace) -> None:
+    """`saelign run`."""
+    from saelign.study import load_study
+
+    finish(load_study(options.study), options)
+
+
+def demo_command(options: argparse.Namespace) -> None:
+    """`saelign demo`."""
+    from saelign.demo import demo_study
+
+    finish(demo_study(text=options.text), options)
+
+
+def finish(study: Any, options: argparse.Namespace) -> None:
+    """Run a study, telling progress, and print what came of it."""
+    from saelign.pipeline import run
+
+    with progress_on_stderr() as progress:
+        finished = run(study, out=options.out, progress=progress)
+    print_run(finished, as_json=options.json, matching=study.matching[0])
+
+
+def check_command(options: argparse.Namespace) -> None:
+    """`saelign check`."""
+    from saelign.pipeline import check
+    from saelign.study import load_study
+
+    summary = check(load_study(options.study), out=options.out).summary()
+    if options.json:
+        print(json.dumps(summary, indent=2))
+        return
+    for key, value in summary.items():
+        told = ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else value
+        print(f"{key:>8}: {told}")
+    print(f"{'verdict':>8}: this study can run")
+
+
+def show_command(options: argparse.Namespace) -> None:
+    """`saelign show`."""
+    from saelign.errors import UnknownNameError
+    from saelign.results import open_run
+
+    run = open_run(options.run)
+    matchings = list(run.scores["matching"].unique())
+    if options.matching is not None and options.matching not in matchings:
+        raise UnknownNameError.of("matching of this run", options.matching, matchings)
+    print_run(run, as_json=options.json, matching=options.matching)
+
+
+def print_run(run: Any, *, as_json: bool, matching: str | None) -> None:
+    """Print a run's tables, or all its scores as JSON, to stdout."""
+    if as_json:
+        scores = run.scores if matching is None else run.scores[run.scores["matching"] == matching]
+        content = {
+            "folder": str(run.folder.resolve()),
+            "warnings": run.info.get("warnings", []),
+            "scores": json.loads(scores.to_json(orient="records")),
+        }
+        print(json.dumps(content, indent=2))
+        return
+    from rich.console import Console
+
+    from saelign.report import overview
+
+    console = Console(soft_wrap=True, highlight=False)
+    for part in overview(run, matching=matching):
+        console.print(part)
+    folder = run.folder.resolve()
+    console.print(f"\nresults: {folder}")
+    console.print(f"figures: {folder / 'figures'} (start with overview_{matching or 'one_to_one'}.png)")
+
+
+class progress_on_stderr:  # noqa: N801 (reads as the function that it is used as)
+    """Progress bars on a terminal, plain lines in a log: at most one every few seconds."""
+
+    LOG_EVERY = 5.0
+
+    def __enter__(self) -> Callable[[str, int, int], None]:
+        self.started = time.monotonic()
+        self.last = 0.0
+        self.tasks: dict[str, Any] = {}
+        self.bars = None
+        if sys.stderr.isatty():
+            from rich.console import Console
+            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn
+
+            self.bars = Progress(
+                "{task.description:22}",
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeElapsedColumn(),
+                console=Console(stderr=True),
+            )
+            self.bars.start()
+        return self.tell
+
+    def __exit__(self, *_: object) -> None:
+        if self.bars is not None:
+            self.bars.stop()
+
+    def tell(self, what: str, done: int, total: int) -> None:
+        """Show how far a stage has come."""
+        if self.bars is not None:
+            if what not in self.tasks:
+                self.tasks[what] = self.bars.add_task(what, total=total)
+            self.bars.update(self.tasks[what], completed=done, total=total)
+            return
+        now = time.monotonic()
+        begins, ends = what not in self.tasks, done == total
+        self.tasks[what] = True
+        if begins or ends or now - self.last > self.LOG_EVERY:
+            self.last = now
+            elapsed = now - self.started
+            print(f"[{elapsed:6.1f} s] {what}: {done:,} of {total:,}", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

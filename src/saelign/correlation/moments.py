@@ -1,0 +1,275 @@
+"""Exact correlations from moments that add up over chunks of tokens.
+
+Five sums are enough for Pearson, cosine and Euclidean similarity alike: per feature the number of
+active tokens, the sum and the sum of squares, and between features the cross products. Each is
+additive over tokens, so shards are read one at a time and the result does not depend on how the
+tokens were cut.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import scipy.sparse as sp
+from jaxtyping import Bool, Float32, Float64, Int64
+
+from saelign.errors import ActivationError, ShapeError, UnknownNameError
+
+Activations = Any
+"""Tokens x features: a scipy.sparse matrix or array, a numpy array, or a torch tensor."""
+
+METRICS = ("pearson", "cosine", "euclidean")
+
+
+def as_csr(acts: Activations, *, name: str = "activations") -> sp.csr_array:
+    """The activations as a checked CSR array without explicit zeros.
+
+    Args:
+        acts: Tokens x features: scipy.sparse, numpy, or torch (dense or sparse, any device).
+        name: What to call them in an error.
+
+    Raises:
+        ShapeError: They are not two-dimensional.
+        ActivationError: An entry is NaN or infinite; says which.
+    """
+    if type(acts).__module__.split(".")[0] == "torch":  # a torch tensor, without importing torch
+        acts = acts.detach()
+        if acts.layout.__repr__() != "torch.strided":
+            acts = acts.to_sparse_coo().coalesce().cpu()
+            indices = acts.indices().numpy()
+            acts = sp.coo_array((acts.values().float().numpy(), indices), shape=tuple(acts.shape))
+        else:
+            acts = acts.float().cpu().numpy()
+    if not sp.issparse(acts):
+        acts = np.asarray(acts)
+    if acts.ndim != 2:
+        raise ShapeError(
+            f"{name} must be tokens x features, got {acts.ndim} dimensions {tuple(acts.shape)}: "
+            "flatten documents and positions into one axis of tokens"
+        )
+    if acts.dtype not in (np.float32, np.float64):  # integers, booleans, halves
+        acts = acts.astype(np.float64)
+    csr = sp.csr_array(acts)
+    finite = np.isfinite(csr.data)
+    if not finite.all():
+        entry = int(np.flatnonzero(~finite)[0])
+        token = int(np.searchsorted(csr.indptr, entry, side="right")) - 1
+        raise ActivationError(
+            f"{name} must be finite, got {csr.data[entry]} at token {token}, "
+            f"feature {int(csr.indices[entry])}: look at the model's dtype and that token"
+        )
+    if not csr.has_canonical_format:
+        csr = csr.copy()
+        csr.sum_duplicates()
+    if (csr.data == 0).any():
+        csr = csr.copy()
+        csr.eliminate_zeros()
+    return csr
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FeatureMoments:
+    """Sums over tokens for the features of one side.
+
+    Attributes:
+        n_tokens: Tokens summed over.
+        n_active: Tokens on which each feature is active (not zero).
+        total: Sum of each feature's activations.
+        squares: Sum of their squares.
+    """
+
+    n_tokens: int
+    n_active: Int64[np.ndarray, "feature"]
+    total: Float64[np.ndarray, "feature"]
+    squares: Float64[np.ndarray, "feature"]
+
+    @classmethod
+    def of(cls, acts: sp.csr_array) -> "FeatureMoments":
+        """The moments of one chunk of tokens."""
+        n_features = int(acts.shape[1])
+        values = acts.data.astype(np.float64)
+        return cls(
+            n_tokens=int(acts.shape[0]),
+            n_active=np.bincount(acts.indices, minlength=n_features).astype(np.int64),
+            total=np.bincount(acts.indices, weights=values, minlength=n_features),
+            squares=np.bincount(acts.indices, weights=values * values, minlength=n_features),
+        )
+
+    def __add__(self, other: "FeatureMoments") -> "FeatureMoments":
+        """The moments of both sets of tokens together."""
+        return FeatureMoments(
+            n_tokens=self.n_tokens + other.n_tokens,
+            n_active=self.n_active + other.n_active,
+            total=self.total + other.total,
+            squares=self.squares + other.squares,
+        )
+
+    @property
+    def centred_squares(self) -> Float64[np.ndarray, "feature"]:
+        """Sum of squared deviations from the mean; exactly 0 for a constant feature."""
+        deviations = self.squares - self.total**2 / self.n_tokens
+        # What rounding alone leaves of a constant feature is no variance.
+        rounding = 8 * np.finfo(np.float64).eps * self.squares
+        return np.where(deviations > rounding, deviations, 0.0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CrossMoments:
+    """Everything that the correlations of A's features with B's need; additive over tokens."""
+
+    a: FeatureMoments
+    b: FeatureMoments
+    products: Float64[np.ndarray, "feature_a feature_b"]
+
+    @classmethod
+    def of(cls, acts_a: Activations, acts_b: Activations) -> "CrossMoments":
+        """The moments of one chunk: the same tokens, in the same order, on both sides."""
+        return sum_moments([(acts_a, acts_b)])
+
+    def __add__(self, other: "CrossMoments") -> "CrossMoments":
+        """The moments of both chunks together."""
+        return CrossMoments(
+            a=self.a + other.a, b=self.b + other.b, products=self.products + other.products
+        )
+
+
+def add_products(
+    acts_a: sp.csc_array, acts_b: sp.csr_array, products: Float64[np.ndarray, "feature_a feature_b"]
+) -> None:
+    """Add the cross products of a chunk to `products`, in place; A by column, B by row."""
+    from saelign.correlation.kernel import add_cross_products  # numba: half a second
+
+    a, b = acts_a, acts_b
+    add_cross_products(a.indptr, a.indices, a.data, b.indptr, b.indices, b.data, products)
+
+
+def sum_moments(chunks: Iterable[tuple[Activations, Activations]]) -> CrossMoments:
+    """The moments of all chunks, accumulated in place: one dense A x B array and no more.
+
+    Raises:
+        ShapeError: The two sides of a chunk differ in tokens, chunks differ in features, or there
+            is no chunk.
+    """
+    products = moments_a = moments_b = None
+    for acts_a, acts_b in chunks:
+        csr_a, csr_b = as_csr(acts_a, name="acts_a"), as_csr(acts_b, name="acts_b")
+        if csr_a.shape[0] != csr_b.shape[0]:
+            raise ShapeError(
+                f"both sides must hold the same tokens, got {csr_a.shape[0]} and {csr_b.shape[0]}"
+            )
+        if products is None:
+            products = np.zeros((csr_a.shape[1], csr_b.shape[1]))
+        elif products.shape != (csr_a.shape[1], csr_b.shape[1]):
+            raise ShapeError(
+                f"chunks must have the same features, got {products.shape} "
+                f"and then {(csr_a.shape[1], csr_b.shape[1])}"
+            )
+        add_products(csr_a.tocsc(), csr_b, products)
+        chunk_a, chunk_b = FeatureMoments.of(csr_a), FeatureMoments.of(csr_b)
+        moments_a = chunk_a if moments_a is None else moments_a + chunk_a
+        moments_b = chunk_b if moments_b is None else moments_b + chunk_b
+    if products is None or moments_a is None or moments_b is None or moments_a.n_tokens == 0:
+        raise ShapeError("there must be at least one token to correlate over, got none")
+    return CrossMoments(a=moments_a, b=moments_b, products=products)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Correlation:
+    """How alike each feature of A and each feature of B fire.
+
+    Attributes:
+        metric: What `similarity` holds: pearson, cosine or euclidean.
+        pearson: Pearson correlation, in [-1, 1]; NaN where a feature is constant.
+        similarity: The quantity to match by, larger is more alike; `pearson` itself by default.
+        n_active_a: Tokens on which each feature of A is active.
+        n_active_b: The same for B.
+        n_tokens: Tokens correlated over.
+    """
+
+    metric: str
+    pearson: Float32[np.ndarray, "feature_a feature_b"] | Float64[np.ndarray, "feature_a feature_b"]
+    similarity: (
+        Float32[np.ndarray, "feature_a feature_b"] | Float64[np.ndarray, "feature_a feature_b"]
+    )
+    n_active_a: Int64[np.ndarray, "feature_a"]
+    n_active_b: Int64[np.ndarray, "feature_b"]
+    n_tokens: int
+
+    def pairable_a(self, min_active_tokens: int) -> Bool[np.ndarray, "feature_a"]:
+        """Which features of A are active often enough, and not constant, to be paired."""
+        return (self.n_active_a >= min_active_tokens) & ~np.isnan(self.pearson).all(axis=1)
+
+    def pairable_b(self, min_active_tokens: int) -> Bool[np.ndarray, "feature_b"]:
+        """Which features of B are active often enough, and not constant, to be paired."""
+        return (self.n_active_b >= min_active_tokens) & ~np.isnan(self.pearson).all(axis=0)
+
+
+def correlation_of(moments: CrossMoments, *, metric: str = "pearson") -> Correlation:
+    """The correlations that the moments stand for.
+
+    Pearson is always computed, since the filter on correlation always uses it. Cosine leaves the
+    means in. Euclidean is minus the distance between the two features' standardised activations,
+    -sqrt(2 n (1 - r)): it orders partners as Pearson does.
+
+    Raises:
+        UnknownNameError: No such metric.
+    """
+    if metric not in METRICS:
+        raise UnknownNameError.of("metric", metric, METRICS)
+    a, b, n = moments.a, moments.b, moments.a.n_tokens
+    spread = np.sqrt(np.outer(a.centred_squares, b.centred_squares))
+    pearson = moments.products - np.outer(a.total / n, b.total)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        pearson /= spread
+        pearson[spread == 0] = np.nan
+        np.clip(pearson, -1, 1, out=pearson)
+        if metric == "cosine":
+            similarity = moments.products / np.sqrt(np.outer(a.squares, b.squares))
+            similarity[np.isnan(pearson)] = np.nan
+        elif metric == "euclidean":
+            similarity = -np.sqrt(2 * n * (1 - pearson))
+        else:
+            similarity = pearson
+    return Correlation(
+        metric=metric,
+        pearson=pearson,
+        similarity=similarity,
+        n_active_a=a.n_active,
+        n_active_b=b.n_active,
+        n_tokens=n,
+    )
+
+
+def correlate(
+    acts_a: Activations | list[Activations] | tuple[Activations, ...],
+    acts_b: Activations | list[Activations] | tuple[Activations, ...],
+    *,
+    metric: str = "pearson",
+) -> Correlation:
+    """Correlations of every feature of A with every feature of B over the same tokens.
+
+    Exact: sparse in, float64 moments, no dense tokens x features array. Several chunks of tokens
+    may be given as two lists; they count as one text.
+
+    Args:
+        acts_a: Tokens x features of A: scipy.sparse, numpy or torch; or a list of such chunks.
+        acts_b: The same tokens through B.
+        metric: What to match by: pearson, cosine or euclidean.
+
+    Raises:
+        ShapeError: The two sides do not hold the same tokens.
+        ActivationError: An activation is NaN or infinite.
+        UnknownNameError: No such metric.
+
+    Source: Lan et al. (2024), section 3; the exact sparse form is this package's.
+    """
+    if metric not in METRICS:
+        raise UnknownNameError.of("metric", metric, METRICS)
+    chunks_a = acts_a if isinstance(acts_a, list | tuple) else [acts_a]
+    chunks_b = acts_b if isinstance(acts_b, list | tuple) else [acts_b]
+    if len(chunks_a) != len(chunks_b):
+        raise ShapeError(
+            f"both sides must come in the same chunks, got {len(chunks_a)} and {len(chunks_b)}"
+        )
+    return correlation_of(sum_moments(zip(chunks_a, chunks_b, strict=True)), metric=metric)

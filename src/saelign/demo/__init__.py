@@ -1,0 +1,29 @@
+"""The study that ships: two small trained language models, their SAEs, and text of their own."""
+
+import dataclasses
+from pathlib import Path
+
+from saelign.errors import MissingFileError
+from saelign.study import Study, load_study
+
+FOLDER = Path(__file__).parent
+
+
+def demo_study(*, text: str | Path | None = None) -> Study:
+    """The demo's study.
+
+    Args:
+        text: A text file or folder to read instead of the shipped text; as many of its tokens as
+            the demo reads, or all if it holds fewer.
+
+    Raises:
+        MissingFileError: There is no such file.
+    """
+    study = load_study(FOLDER / "study.yaml")
+    if text is None:
+        return study
+    source = Path(text).resolve()
+    if not source.exists():
+        raise MissingFileError(f"text must be a file or folder, {text} is not there")
+    read = dataclasses.replace(study.text, source=str(source), allow_fewer=True)
+    return dataclasses.replace(study, text=read)

@@ -1,0 +1,22 @@
+"""A model and a layer -> the residual stream there, one batch at a time."""
+
+from saelign.models.loading import (
+    DTYPES,
+    d_model,
+    load_config,
+    load_model,
+    model_fingerprint,
+    n_layers,
+)
+from saelign.models.streams import find_blocks, residual_streams
+
+__all__ = [
+    "DTYPES",
+    "d_model",
+    "find_blocks",
+    "load_config",
+    "load_model",
+    "model_fingerprint",
+    "n_layers",
+    "residual_streams",
+]

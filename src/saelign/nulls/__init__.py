@@ -1,0 +1,14 @@
+"""What chance gives: exact moments, permutations, false-discovery rate."""
+
+from saelign.nulls.fdr import q_values
+from saelign.nulls.moments import mantel_moments, trace_moments
+from saelign.nulls.permutations import NULLS, draw_permutations, rate_deciles
+
+__all__ = [
+    "NULLS",
+    "draw_permutations",
+    "mantel_moments",
+    "q_values",
+    "rate_deciles",
+    "trace_moments",
+]

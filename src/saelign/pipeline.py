@@ -1,0 +1,680 @@
+"""The stages composed: the one module that knows them all."""
+
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+import yaml
+
+from saelign import provenance
+from saelign.activations import LayerActivations, collect
+from saelign.activations.wiring import check_dimensions
+from saelign.correlation import Correlation, CrossMoments
+from saelign.correlation.moments import FeatureMoments, add_products, correlation_of
+from saelign.errors import DegenerateError, StorageError, StudyError
+from saelign.features import feature_table
+from saelign.matching import filter_pairs, match
+from saelign.models import d_model, load_config, load_model, model_fingerprint, n_layers
+from saelign.nulls import q_values
+from saelign.report import write_figures
+from saelign.results import (
+    Run,
+    features_name,
+    pairs_name,
+    write_info,
+    write_table,
+    written,
+)
+from saelign.saes import SAE, inspect_sae, load_sae
+from saelign.scoring import MIN_PAIRS, Score, check_rows, null_permutations, score_comparison
+from saelign.similarity import MEASURES
+from saelign.similarity.partners import partners_of
+from saelign.study import MeasureStudy, ModelStudy, Study, study_mapping
+from saelign.text import (
+    Tokenizer,
+    Tokens,
+    check_same_tokenizer,
+    draw,
+    load_token_ids,
+    load_tokenizer,
+    read_documents,
+    special_ids,
+    tokenize,
+)
+
+Progress = Callable[[str, int, int], None]
+"""Called with what is being done, how much of it is done, and how much there is."""
+
+SUBSPACE = "all"
+"""Every feature takes part; semantic subspaces would stand beside it."""
+
+SIGNIFICANCE = 0.05
+"""Level that the advice on the number of shuffles has in mind: a floor below level / family size."""
+
+
+def no_progress(what: str, done: int, total: int) -> None:
+    """Tell nobody."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What a study comes to, found out without loading weights.
+
+    Attributes:
+        study: The study.
+        layers_a: Layers of A to read.
+        layers_b: Layers of B to read.
+        tokens: For each run, what is read; drawn by its seed.
+        tokenizer: Of both models.
+        out: The run's folder.
+        store: Where activations are kept.
+    """
+
+    study: Study
+    layers_a: list[int]
+    layers_b: list[int]
+    tokens: list[Tokens]
+    tokenizer: Tokenizer
+    out: Path
+    store: Path
+
+    @property
+    def n_cells(self) -> int:
+        """Layer pairs times matchings times runs."""
+        study = self.study
+        pairs = len(self.layers_a) * len(self.layers_b)
+        return pairs * len(study.matching) * len(study.seeds)
+
+    def summary(self) -> dict[str, Any]:
+        """What `saelign check` tells."""
+        study = self.study
+        return {
+            "study": study.name,
+            "model_a": {"name": study.model_a.name, "layers": self.layers_a},
+            "model_b": {"name": study.model_b.name, "layers": self.layers_b},
+            "tokens": [tokens.n_tokens for tokens in self.tokens],
+            "masked": [tokens.masked for tokens in self.tokens],
+            "cells": self.n_cells,
+            "scores": self.n_cells * len(study.measures) * len(study.nulls),
+            "out": str(self.out),
+            "store": str(self.store),
+        }
+
+
+def check(study: Study, *, out: str | Path | None = None) -> Plan:
+    """Find out whether a study can run, without loading weights, and what it comes to.
+
+    Opens configurations, tokenizers, headers of SAE files and the text, and tries both folders.
+
+    Args:
+        study: What `load_study` returned.
+        out: The run's folder, if not the study's own.
+
+    Raises:
+        SaelignError: Whatever of it cannot be: the message says what to do.
+    """
+    layers_a = check_model(study.model_a, "a", study.folder)
+    layers_b = check_model(study.model_b, "b", study.folder)
+    tokenizer = common_tokenizer(study)
+    read = read_text(study, tokenizer)
+    wanted = None if study.text.tokens == "all" else study.text.tokens
+    tokens = [
+        draw(read, wanted, rng=rng_of(seed, "documents"), allow_fewer=study.text.allow_fewer)
+        for seed in study.seeds
+    ]
+    plan = Plan(
+        study=study,
+        layers_a=layers_a,
+        layers_b=layers_b,
+        tokens=tokens,
+        tokenizer=tokenizer,
+        out=out_folder(study, out),
+        store=store_folder(study),
+    )
+    for folder in (plan.out, plan.store):
+        check_writable(folder)
+    check_same_study(plan)
+    return plan
+
+
+def model_name(model: ModelStudy, folder: Path, name: str | None = None) -> str:
+    """The model's (or tokenizer's) folder if there is one at that path, else its name on the hub."""
+    name = model.name if name is None else name
+    local = folder / name
+    return str(local) if local.is_dir() else name
+
+
+def check_model(model: ModelStudy, side: str, folder: Path) -> list[int]:
+    """The layers to read of a model, after its configuration and SAE headers were found to fit.
+
+    Raises:
+        StudyError: A layer that the model does not have.
+        WiringError: An SAE of another width or layer.
+        SaelignError: The model or an SAE that cannot be read.
+    """
+    config = load_config(model_name(model, folder), revision=model.revision)
+    count, width = n_layers(config), d_model(config)
+    layers = list(range(count)) if model.layers == "all" else list(model.layers)
+    for layer in layers:
+        if not 0 <= layer < count:
+            raise StudyError(
+                f"layers of model {side} must lie between 0 and {count - 1}, got {layer}: "
+                f"{model.name} has {count} blocks, counted from 0"
+            )
+    for layer in layers:
+        info = inspect_sae(model.sae_path(layer, folder))
+        check_dimensions(info, layer, d_model=width, n_layers=count)
+    return layers
+
+
+def common_tokenizer(study: Study) -> Tokenizer:
+    """The tokenizer that both models share.
+
+    Raises:
+        TextError: They differ.
+    """
+    a, b = study.model_a, study.model_b
+    name_a, name_b = (model_name(m, study.folder, m.tokenizer or m.name) for m in (a, b))
+    tokenizer = load_tokenizer(name_a, a.revision)
+    if name_a != name_b:
+        check_same_tokenizer(tokenizer, load_tokenizer(name_b, b.revision), name_a, name_b)
+    return tokenizer
+
+
+def read_text(study: Study, tokenizer: Tokenizer) -> Tokens:
+    """All of the study's text as contexts, before any are drawn."""
+    text = study.text
+    path = study.folder / text.source
+    masks = {"mask_special": text.mask_special, "mask_first": text.mask_first}
+    if path.suffix == ".safetensors":
+        return load_token_ids(path, special_ids=special_ids(tokenizer), **masks)
+    documents = read_documents(path, split=text.split)
+    return tokenize(documents, tokenizer, context_length=text.context_length, **masks)
+
+
+def rng_of(seed: int, *purpose: str | int) -> np.random.Generator:
+    """A generator for one purpose of one seed: adding a measure or layer moves no other number."""
+    words = [int.from_bytes(str(word).encode(), "big") for word in purpose]
+    return np.random.default_rng([seed, *words])
+
+
+def out_folder(study: Study, out: str | Path | None) -> Path:
+    """Where the run goes: as asked, else as the study says, else `saelign-runs/NAME`."""
+    if out is not None:
+        return Path(out)
+    if study.output.folder is not None:
+        return study.folder / study.output.folder
+    return Path("saelign-runs") / study.name
+
+
+def store_folder(study: Study) -> Path:
+    """Where activations are kept: as the study says, else `$SAELIGN_STORE`, else a user's cache."""
+    if study.output.store is not None:
+        return study.folder / study.output.store
+    if os.environ.get("SAELIGN_STORE"):
+        return Path(os.environ["SAELIGN_STORE"])
+    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(cache) / "saelign" / "activations"
+
+
+def check_writable(folder: Path) -> None:
+    """Raise StorageError unless a file can be made in `folder`; leaves nothing behind."""
+    made: list[Path] = []
+    try:
+        for part in [*reversed(folder.parents), folder]:
+            if not part.exists():
+                part.mkdir()
+                made.append(part)
+        probe = folder / f".saelign-{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise StorageError(
+            f"{folder} must be a folder that can be written, it is not: {error.strerror}; choose "
+            "another with --out, output.folder or output.store"
+        ) from error
+    finally:
+        for part in reversed(made):
+            part.rmdir()
+
+
+def check_same_study(plan: Plan) -> None:
+    """Refuse to write a run over that of another study.
+
+    Raises:
+        StudyError: The folder holds something else.
+    """
+    if not plan.out.exists() or not any(plan.out.iterdir()):
+        return
+    path = plan.out / "study.yaml"
+    theirs = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else None
+    if theirs != as_yaml_reads(plan.study):
+        what = "the run of another study" if path.is_file() else "files that are not a run"
+        raise StudyError(
+            f"the run's folder must be empty or hold an earlier run of this study, {plan.out} "
+            f"holds {what}: choose another with --out"
+        )
+
+
+def as_yaml_reads(study: Study) -> Any:
+    """The study as it stands in the run's `study.yaml`."""
+    return yaml.safe_load(study_yaml(study))
+
+
+def study_yaml(study: Study) -> str:
+    """The study with every default spelled out; paths as they were given."""
+    return yaml.safe_dump(study_mapping(study), sort_keys=False, allow_unicode=True)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layer:
+    """Everything about one layer that no other layer takes part in; computed once.
+
+    Attributes:
+        layer: Which.
+        acts: Its activations, by column for a layer of A, by row for one of B, as the product of
+            the two needs them.
+        moments: Their sums.
+        decoder: A row a feature.
+        features: The table that the run shows of them.
+    """
+
+    layer: int
+    acts: sp.csc_array | sp.csr_array
+    moments: FeatureMoments
+    decoder: np.ndarray
+    features: pd.DataFrame
+
+
+def run(
+    study: Study, *, out: str | Path | None = None, progress: Progress = no_progress
+) -> Run:
+    """Compare two models from beginning to end.
+
+    Args:
+        study: What `load_study` returned.
+        out: The run's folder, if not the study's own.
+        progress: Told how far it has come.
+
+    Returns:
+        The run, its folder written; activations stay in the store, so that a second study of the
+        same models, SAEs and text, or this one after it was killed, does not compute them again.
+
+    Raises:
+        SaelignError: The study cannot run; the message says what to do.
+    """
+    started = time.monotonic()
+    plan = check(study, out=out)
+    info: dict[str, Any] = {
+        "complete": False,
+        "name": study.name,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": provenance.command(),
+        "versions": provenance.versions(),
+        "machine": provenance.machine(),
+        "study": as_yaml_reads(study),
+        "study_folder": str(study.folder),
+        "seeds": study.seeds,
+        "layers_a": plan.layers_a,
+        "layers_b": plan.layers_b,
+        "store": str(plan.store),
+        "text": [
+            {"sha256": t.sha256, "n_tokens": t.n_tokens, "masked": t.masked} for t in plan.tokens
+        ],
+    }
+    with written(plan.out / "study.yaml") as temporary:
+        temporary.write_text(study_yaml(study), encoding="utf-8")
+    write_info(info, plan.out)
+
+    saes = {
+        "a": load_saes(study.model_a, plan.layers_a, study.folder),
+        "b": load_saes(study.model_b, plan.layers_b, study.folder),
+    }
+    models = {"a": study.model_a, "b": study.model_b}
+    info["models"] = {
+        side: {
+            "name": model.name,
+            "fingerprint": model_fingerprint(model_name(model, study.folder), model.revision),
+            "saes": {layer: {"source": s.source, "sha256": s.sha256} for layer, s in saes[side].items()},
+        }
+        for side, model in models.items()
+    }
+    scores: list[dict[str, Any]] = []
+    cells: list[dict[str, Any]] = []
+    layer_rows: list[dict[str, Any]] = []
+    for index, seed in enumerate(study.seeds):
+        collected = {
+            side: collect_side(plan, side, saes[side], index, info, progress) for side in ("a", "b")
+        }
+        layers = {
+            side: [
+                describe_layer(plan, side, index, acts, saes[side][layer], layer)
+                for layer, acts in told(collected[side].items(), f"describe {side.upper()}", progress)
+            ]
+            for side in ("a", "b")
+        }
+        for side in ("a", "b"):
+            for layer in layers[side]:
+                write_table(
+                    layer.features, plan.out / "features" / features_name(side, layer.layer, index)
+                )
+                wiring = collected[side][layer.layer].wiring
+                layer_rows.append(layer_row(layer, side, index, wiring))
+        layer_pairs = [(a, b) for a in layers["a"] for b in layers["b"]]
+        for a, b in told(layer_pairs, "compare layers", progress):
+            compare_layers(plan, index, seed, a, b, cells, scores)
+
+    write_table(pd.DataFrame(layer_rows), plan.out / "layers.parquet", csv=True)
+    write_table(pd.DataFrame(cells), plan.out / "cells.parquet", csv=True)
+    table = corrected(pd.DataFrame(scores))
+    write_table(table, plan.out / "scores.parquet", csv=True)
+    info["warnings"] = warnings_of(pd.DataFrame(cells), table, pd.DataFrame(layer_rows))
+    finished = Run(plan.out, info)
+    write_figures(finished, progress=lambda done, total: progress("draw figures", done, total))
+    info["complete"] = True
+    info["seconds"] = round(time.monotonic() - started, 1)
+    write_info(info, plan.out)
+    if table["score"].isna().all():
+        raise DegenerateError(
+            f"at least one layer pair must be scored, none of {len(cells)} could be: "
+            f"{table['note'].iloc[0]} (pairs and their reasons are in {plan.out})"
+        )
+    return finished
+
+
+def told(items: Any, what: str, progress: Progress) -> Any:
+    """The items one by one, telling progress as each is done."""
+    items = list(items)
+    for done, item in enumerate(items):
+        progress(what, done, len(items))
+        yield item
+    progress(what, len(items), len(items))
+
+
+def load_saes(model: ModelStudy, layers: list[int], folder: Path) -> dict[int, SAE]:
+    """The SAEs of a side, by layer."""
+    return {
+        layer: load_sae(model.sae_path(layer, folder), device=model.device) for layer in layers
+    }
+
+
+def collect_side(
+    plan: Plan,
+    side: str,
+    saes: dict[int, SAE],
+    index: int,
+    info: dict[str, Any],
+    progress: Progress,
+) -> dict[int, LayerActivations]:
+    """The activations of one model over the text of one run, from the store or computed."""
+    model = plan.study.model_a if side == "a" else plan.study.model_b
+    name = model_name(model, plan.study.folder)
+    return collect(
+        load=lambda: load_model(
+            name, revision=model.revision, dtype=model.dtype, device=model.device
+        ),
+        blocks_path=model.blocks,
+        saes=saes,
+        tokens=plan.tokens[index],
+        store=plan.store,
+        model_fingerprint=info["models"][side]["fingerprint"],
+        dtype=model.dtype,
+        device=model.device,
+        provenance={"model": model.name, "created": info["created"], "versions": info["versions"]},
+        progress=lambda done, total: progress(f"collect {side.upper()} (tokens)", done, total),
+    )
+
+
+def describe_layer(
+    plan: Plan, side: str, index: int, stored: LayerActivations, sae: SAE, layer: int
+) -> Layer:
+    """A layer's activations in memory, sparse, with its moments, decoder and features."""
+    acts = stored.concatenated()
+    by_feature = acts.tocsc()
+    by_feature.sort_indices()
+    tokens, filters = plan.tokens[index], plan.study.filters
+    ids = np.unique(tokens.input_ids)
+    features = feature_table(
+        by_feature,
+        tokens,
+        {int(i): plan.tokenizer.decode([int(i)]) for i in ids},
+        frozenset(tokens.special_ids),
+        top_k=filters.top_k,
+        min_active_tokens=filters.min_active_tokens,
+    )
+    return Layer(
+        layer=layer,
+        acts=by_feature if side == "a" else acts,
+        moments=FeatureMoments.of(acts),
+        decoder=sae.W_dec.cpu().numpy().astype(np.float64),
+        features=features,
+    )
+
+
+def layer_row(layer: Layer, side: str, index: int, wiring: dict[str, Any]) -> dict[str, Any]:
+    """What `layers` says of a layer."""
+    reasons = layer.features["reason"]
+    return {
+        "run": index,
+        "model": side,
+        "layer": layer.layer,
+        "n_features": len(reasons),
+        "n_dead": int((reasons == "dead").sum()),
+        "n_rare": int((reasons == "rare").sum()),
+        "l0": layer.acts.nnz / layer.acts.shape[0],
+        "explained_variance": wiring["explained_variance"],
+        "explained_variance_before": wiring["explained_variance_before"],
+        "explained_variance_after": wiring["explained_variance_after"],
+    }
+
+
+def correlate_layers(a: Layer, b: Layer, metric: str) -> Correlation:
+    """The correlations of two layers, straight from their sparse activations."""
+    products = np.zeros((a.acts.shape[1], b.acts.shape[1]))
+    add_products(a.acts, b.acts, products)
+    return correlation_of(CrossMoments(a=a.moments, b=b.moments, products=products), metric=metric)
+
+
+def compare_layers(
+    plan: Plan,
+    index: int,
+    seed: int,
+    a: Layer,
+    b: Layer,
+    cells: list[dict[str, Any]],
+    scores: list[dict[str, Any]],
+) -> None:
+    """Correlate, match, filter and score one layer pair; appends to `cells` and `scores`."""
+    study = plan.study
+    correlation = correlate_layers(a, b, study.metric)
+    for matching in study.matching:
+        where = {"run": index, "layer_a": a.layer, "layer_b": b.layer, "matching": matching}
+        pairs = match(
+            correlation, how=matching, min_active_tokens=study.filters.min_active_tokens
+        )
+        pairs = filter_pairs(
+            pairs,
+            study.filters,
+            top_tokens_a=a.features["top_tokens"].to_list(),
+            top_tokens_b=b.features["top_tokens"].to_list(),
+            n_non_concept_a=a.features["n_non_concept"].to_list(),
+            n_non_concept_b=b.features["n_non_concept"].to_list(),
+        )
+        write_table(
+            pairs, plan.out / "pairs" / pairs_name(a.layer, b.layer, matching, index)
+        )
+        cells.append({**where, **cell_row(pairs, a, b)})
+        kept = pairs[pairs["kept"]]
+        for row in score_pairs(study, seed, where, kept, a, b):
+            scores.append({**where, "subspace": SUBSPACE, **row})
+
+
+def cell_row(pairs: pd.DataFrame, a: Layer, b: Layer) -> dict[str, Any]:
+    """What `cells` says of a layer pair under one matching."""
+    kept = pairs[pairs["kept"]]
+    reasons = pairs["reason"].value_counts()
+    return {
+        "n_features_a": len(a.features),
+        "n_features_b": len(b.features),
+        "n_unpaired_a": int((a.features["reason"] != "").sum()),
+        "n_unpaired_b": int((b.features["reason"] != "").sum()),
+        "n_pairs": len(pairs),
+        "n_non_concept": int(reasons.get("non_concept", 0)),
+        "n_no_shared_token": int(reasons.get("no_shared_token", 0)),
+        "n_low_correlation": int(reasons.get("low_correlation", 0)),
+        "n_kept": len(kept),
+        "mean_correlation": pairs["correlation"].mean(),
+        "mean_correlation_kept": kept["correlation"].mean(),
+        "mutual_share": pairs["mutual"].mean(),
+        "mean_margin": pairs["margin"].mean(),
+    }
+
+
+def score_pairs(
+    study: Study, seed: int, where: dict[str, Any], kept: pd.DataFrame, a: Layer, b: Layer
+) -> list[dict[str, Any]]:
+    """Every measure of the study beside every null, on the decoder rows of the kept pairs.
+
+    What cannot be scored keeps its place, with a note that says why.
+    """
+    x = a.decoder[kept["feature_a"]]
+    y = b.decoder[kept["feature_b"]]
+    shuffled, rows_held = b, kept["feature_b"].to_numpy()
+    if where["matching"] == "one_to_many":  # the side that repeats is the one to be relabelled
+        x, y, shuffled, rows_held = y, x, a, kept["feature_a"].to_numpy()
+    rates = shuffled.features["firing_rate"].to_numpy()[rows_held]
+    wanted = [(measure, null) for measure in study.measures for null in study.nulls]
+    try:
+        x, y = check_rows(x, y)
+    except DegenerateError as error:
+        return [unscored(measure, null, len(kept), error) for measure, null in wanted]
+    partners = partners_of(y, rows_held)
+    permutations = {
+        null: null_permutations(
+            null,
+            partners,
+            rates,
+            n_permutations=n_permutations,
+            rng=rng_of(seed, null, where["layer_a"], where["layer_b"], where["matching"]),
+        )
+        for null, n_permutations in study.nulls.items()
+    }
+    rows = []
+    for measure in study.measures:
+        try:
+            comparison = MEASURES[measure.name].compare(x, partners, **measure.options)
+        except DegenerateError as error:
+            rows += [unscored(measure, null, len(kept), error) for null in study.nulls]
+            continue
+        for null in study.nulls:
+            scored = score_comparison(
+                comparison,
+                partners,
+                measure=measure.name,
+                null=null,
+                permutations=permutations[null],
+            )
+            swapped = where["matching"] == "one_to_many"
+            rows.append(score_row(measure, scored, swapped=swapped))
+    return rows
+
+
+def score_row(measure: MeasureStudy, scored: Score, *, swapped: bool) -> dict[str, Any]:
+    """A score as `scores` holds it."""
+    components = scored.components or (None, None)
+    a, b = reversed(components) if swapped else components
+    return {
+        "measure": measure.label,
+        "null": scored.null,
+        "score": scored.score,
+        "null_mean": scored.null_mean,
+        "null_sd": scored.null_sd,
+        "z": scored.z,
+        "p": scored.p_value,
+        "calibrated": scored.calibrated,
+        "exact_moments": scored.exact,
+        "n_pairs": scored.n_pairs,
+        "n_partners": scored.n_partners,
+        "n_components": scored.n_components,
+        "n_components_a": a,
+        "n_components_b": b,
+        "n_permutations": scored.n_permutations,
+        "at_floor": scored.at_floor,
+        "note": "",
+    }
+
+
+def unscored(
+    measure: MeasureStudy, null: str, n_pairs: int, error: DegenerateError
+) -> dict[str, Any]:
+    """The place of a score that does not exist, with the reason."""
+    nothing = dict.fromkeys(("score", "null_mean", "null_sd", "z", "p", "calibrated"), np.nan)
+    return {
+        "measure": measure.label,
+        "null": null,
+        **nothing,
+        "exact_moments": False,
+        "n_pairs": n_pairs,
+        "n_partners": 0,
+        "n_components": None,
+        "n_components_a": None,
+        "n_components_b": None,
+        "n_permutations": 0,
+        "at_floor": False,
+        "note": str(error),
+    }
+
+
+def corrected(scores: pd.DataFrame) -> pd.DataFrame:
+    """The scores with `q`, `family_size` and `floor_limited`.
+
+    A family is all cells of one measure, matching, null and subspace, over layers and runs. A cell
+    is limited by the floor when its p is the smallest that its shuffles allow and they are fewer
+    than 20 for each test of the family, so that q could not fall below 0.05 whatever the score.
+    """
+    by = ["measure", "matching", "null", "subspace"]
+    scores = scores.astype({name: "Int64" for name in scores if name.startswith("n_components")})
+    families = scores.groupby(by, sort=False)["p"]
+    scores["q"] = families.transform(lambda p: q_values(p.to_numpy()))
+    scores["family_size"] = families.transform("count").astype(int)
+    few = scores["n_permutations"] < scores["family_size"] / SIGNIFICANCE
+    scores["floor_limited"] = scores.pop("at_floor") & few
+    order = [
+        "run", "layer_a", "layer_b", "matching", "subspace", "measure", "null", "score",
+        "null_mean", "null_sd", "z", "p", "q", "calibrated", "n_pairs", "n_partners",
+        "n_components", "n_components_a", "n_components_b", "n_permutations", "exact_moments",
+        "family_size", "floor_limited", "note",
+    ]  # fmt: skip
+    return scores[order]
+
+
+def warnings_of(cells: pd.DataFrame, scores: pd.DataFrame, layers: pd.DataFrame) -> list[str]:
+    """What a reader of the results ought to know before believing them."""
+    found = []
+    few = cells[cells["n_kept"] < MIN_PAIRS]
+    if len(few):
+        found.append(f"{len(few)} of {len(cells)} cells kept fewer than {MIN_PAIRS} pairs")
+    unpaired = (layers["n_dead"] + layers["n_rare"]) / layers["n_features"]
+    for row in layers[unpaired > 0.5].itertuples():
+        found.append(
+            f"more than half of the features of model {str(row.model).upper()} layer {row.layer} "
+            "fire too rarely to be paired: use more text"
+        )
+    if scores["floor_limited"].any():
+        n = int(scores["floor_limited"].sum())
+        found.append(
+            f"{n} of {len(scores)} scores are floor-limited: no shuffle reached them, and with so "
+            "few shuffles q cannot show it; raise the numbers under nulls"
+        )
+    missing = scores[scores["note"] != ""]
+    if len(missing):
+        found.append(f"{len(missing)} of {len(scores)} scores do not exist: {missing['note'].iloc[0]}")
+    return found
+

@@ -1,0 +1,261 @@
+"""Heat maps, layer by layer, each with the numbers that it shows as CSV."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import LogNorm, Normalize
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+
+from saelign.results import Run, written
+
+SCORE_COLOURS = "cividis"  # even in lightness, and made for colour-blind readers
+P_COLOURS = "cividis_r"
+MAX_ANNOTATED = 14
+"""Grids with more layers than this on a side show colours without numbers."""
+SIGNIFICANCE = 0.05
+
+NAMES = {
+    "one_to_one": "one-to-one",
+    "many_to_one": "many-to-one",
+    "one_to_many": "one-to-many",
+    "rate_matched": "rate-matched null",
+    "shuffle": "shuffle null",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Panel:
+    """One heat map of a figure.
+
+    Attributes:
+        title: What it shows.
+        grid: layer_a x layer_b.
+        norm: How values become colours.
+        colours: Name of the colour map.
+        hatched: Cells to hatch, as a grid of Booleans; none if None.
+    """
+
+    title: str
+    grid: pd.DataFrame
+    norm: Normalize
+    colours: str = SCORE_COLOURS
+    hatched: pd.DataFrame | None = None
+
+
+def write_figures(run: Run, *, progress: Callable[[int, int], None]) -> list[Path]:
+    """Write every figure of a run as SVG and PNG, with a CSV of what it shows.
+
+    For each matching: the mean correlation before and after filtering; each measure beside each of
+    its nulls; and an overview of all measures.
+
+    Returns:
+        The PNG files.
+    """
+    scores = run.scores
+    seeds = sorted(int(i) for i in scores["run"].unique())
+    jobs: list[tuple[str, list[list[Panel]], pd.DataFrame, str]] = []
+    for index in seeds:
+        suffix = f"_run{index}" if len(seeds) > 1 else ""
+        cells = run.cells[run.cells["run"] == index]
+        of_run = scores[scores["run"] == index]
+        for matching, group in cells.groupby("matching", sort=False):
+            name = str(matching)
+            jobs.append(
+                (
+                    f"mean_correlation_{name}{suffix}",
+                    [correlation_panels(group)],
+                    group,
+                    f"Mean correlation of matched features, {NAMES[name]}",
+                )
+            )
+        for (matching, measure), group in of_run.groupby(["matching", "measure"], sort=False):
+            name = str(matching)
+            jobs.append(
+                (
+                    f"{file_name(str(measure))}_{name}{suffix}",
+                    measure_panels(group, str(measure)),
+                    group,
+                    f"{measure}, {NAMES[name]}",
+                )
+            )
+        for matching, group in of_run.groupby("matching", sort=False):
+            strictest = group[group["null"] == strictest_null(group)]
+            jobs.append(
+                (
+                    f"overview_{matching}{suffix}",
+                    overview_panels(strictest),
+                    strictest,
+                    f"Shared features, {NAMES[str(matching)]}, {NAMES[strictest_null(group)]}",
+                )
+            )
+    names = run.info.get("models", {})
+    labels = tuple(f"model {s.upper()}: {short(names[s]['name'])}" for s in ("a", "b"))
+    drawn = []
+    for done, (name, rows, table, title) in enumerate(jobs):
+        progress(done, len(jobs))
+        drawn.append(write_figure(run.folder / "figures" / name, rows, table, title, labels))
+    progress(len(jobs), len(jobs))
+    return drawn
+
+
+def short(name: str) -> str:
+    """The last part of a path or hub name."""
+    return Path(name).name
+
+
+def file_name(measure: str) -> str:
+    """A measure's label as part of a file name."""
+    return "".join(c if c.isalnum() or c in "._-" else "_" for c in measure).strip("_")
+
+
+def strictest_null(scores: pd.DataFrame) -> str:
+    """The null that verdicts are taken from."""
+    nulls = list(scores["null"].unique())
+    return "rate_matched" if "rate_matched" in nulls else str(nulls[0])
+
+
+def grid_of(table: pd.DataFrame, value: str) -> pd.DataFrame:
+    """A column as layer_a x layer_b."""
+    return table.pivot(index="layer_a", columns="layer_b", values=value).astype(float)
+
+
+def common_norm(*grids: pd.DataFrame) -> Normalize:
+    """One colour range over all that is compared, from 0 (or below) to the largest value."""
+    values = np.concatenate([g.to_numpy().ravel() for g in grids])
+    values = values[np.isfinite(values)]
+    top = max(float(values.max(initial=0)), 1e-6)
+    return Normalize(min(0.0, float(values.min(initial=0))), top)
+
+
+def p_norm(n_permutations: int) -> LogNorm:
+    """Colours of p-values, from the floor of so many shuffles to 1."""
+    return LogNorm(1 / (1 + max(n_permutations, 99)), 1, clip=True)
+
+
+def correlation_panels(cells: pd.DataFrame) -> list[Panel]:
+    """Mean correlation of all pairs and of the kept ones, on one scale."""
+    before, after = grid_of(cells, "mean_correlation"), grid_of(cells, "mean_correlation_kept")
+    norm = common_norm(before, after)
+    kept = grid_of(cells, "n_kept")
+    return [
+        Panel(title="all pairs", grid=before, norm=norm),
+        Panel(title="kept pairs", grid=after, norm=norm),
+        Panel(title="number of kept pairs", grid=kept, norm=common_norm(kept)),
+    ]
+
+
+def measure_panels(scores: pd.DataFrame, measure: str) -> list[list[Panel]]:
+    """A row a null: score, null mean and calibrated score on one scale, and p."""
+    grids = {
+        (null, value): grid_of(group, value)
+        for null, group in scores.groupby("null", sort=False)
+        for value in ("score", "null_mean", "calibrated", "p", "q")
+    }
+    norm = common_norm(*(g for (_, value), g in grids.items() if value not in ("p", "q")))
+    rows = []
+    for null in scores["null"].unique():
+        weak = ~(grids[null, "q"] < SIGNIFICANCE)
+        rows.append(
+            [
+                Panel(title=f"{measure}", grid=grids[null, "score"], norm=norm, hatched=weak),
+                Panel(title=f"mean, {NAMES[null]}", grid=grids[null, "null_mean"], norm=norm),
+                Panel(title="calibrated", grid=grids[null, "calibrated"], norm=norm),
+                Panel(
+                    title=f"p, {NAMES[null]}",
+                    grid=grids[null, "p"],
+                    norm=p_norm(int(scores["n_permutations"].max())),
+                    colours=P_COLOURS,
+                ),
+            ]
+        )
+    return rows
+
+
+def overview_panels(scores: pd.DataFrame) -> list[list[Panel]]:
+    """A row a measure: score, null mean, calibrated score, on the measure's own scale."""
+    rows = []
+    for measure, group in scores.groupby("measure", sort=False):
+        grids = {v: grid_of(group, v) for v in ("score", "null_mean", "calibrated", "q")}
+        norm = common_norm(grids["score"], grids["null_mean"], grids["calibrated"])
+        weak = ~(grids["q"] < SIGNIFICANCE)
+        rows.append(
+            [
+                Panel(title=str(measure), grid=grids["score"], norm=norm, hatched=weak),
+                Panel(title="chance", grid=grids["null_mean"], norm=norm),
+                Panel(title="calibrated", grid=grids["calibrated"], norm=norm, hatched=weak),
+            ]
+        )
+    return rows
+
+
+def write_figure(
+    path: Path, rows: list[list[Panel]], table: pd.DataFrame, title: str, labels: Sequence[str]
+) -> Path:
+    """Write a figure of panels as SVG and PNG, and its table as CSV; gives the PNG's path."""
+    n_a, n_b = rows[0][0].grid.shape
+    width = max(2.2, 0.42 * min(n_b, MAX_ANNOTATED) + 1.0)
+    height = max(1.5, 0.34 * min(n_a, MAX_ANNOTATED) + 0.9)
+    hatching = any(panel.hatched is not None for row in rows for panel in row)
+    with mpl.rc_context({"font.size": 8, "svg.hashsalt": "saelign", "hatch.linewidth": 0.6}):
+        figure = Figure(
+            figsize=(width * len(rows[0]) + 0.3, height * len(rows) + 0.6), layout="constrained"
+        )
+        FigureCanvasAgg(figure)
+        axes = figure.subplots(len(rows), len(rows[0]), squeeze=False)
+        for row, row_axes in zip(rows, axes, strict=True):
+            for panel, ax in zip(row, row_axes, strict=True):
+                draw_panel(ax, panel)
+                figure.colorbar(ax.images[0], ax=ax, shrink=0.8, pad=0.02)
+            row_axes[0].set_ylabel(f"layer of {labels[0]}")
+        for ax in axes[-1]:
+            ax.set_xlabel(f"layer of {labels[1]}")
+        note = "\nhatched: q ≥ 0.05, no better than chance after correction" if hatching else ""
+        figure.suptitle(title + note, fontsize=9)
+        for suffix, metadata in ((".svg", {"Date": None}), (".png", {})):
+            with written(path.with_suffix(suffix)) as temporary:
+                figure.savefig(temporary, format=suffix[1:], dpi=150, metadata=metadata)
+    with written(path.with_suffix(".csv")) as temporary:
+        table.to_csv(temporary, index=False)
+    return path.with_suffix(".png")
+
+
+def draw_panel(ax: Axes, panel: Panel) -> None:
+    """One heat map: layers labelled, cells annotated while there is room, weak ones hatched."""
+    values = panel.grid.to_numpy()
+    colours = mpl.colormaps[panel.colours].with_extremes(bad="0.85")
+    image = ax.imshow(np.ma.masked_invalid(values), cmap=colours, norm=panel.norm, origin="lower")
+    ax.set_title(panel.title)
+    ax.set_xticks(range(values.shape[1]), [str(layer) for layer in panel.grid.columns])
+    ax.set_yticks(range(values.shape[0]), [str(layer) for layer in panel.grid.index])
+    ax.tick_params(length=0)
+    for side in ax.spines.values():
+        side.set_visible(False)
+    if panel.hatched is not None:
+        weak = panel.hatched.to_numpy() & np.isfinite(values)
+        for i, j in np.argwhere(weak):
+            ax.add_patch(
+                Rectangle((j - 0.5, i - 0.5), 1, 1, fill=False, hatch="////", edgecolor="0.6", lw=0)
+            )
+    if max(values.shape) > MAX_ANNOTATED:
+        return
+    for (i, j), value in np.ndenumerate(values):
+        if np.isfinite(value):
+            lightness = np.dot(image.cmap(image.norm(value))[:3], (0.30, 0.59, 0.11))
+            ink = "black" if lightness > 0.45 else "white"
+            ax.text(j, i, shown(value), ha="center", va="center", fontsize=5.5, color=ink)
+
+
+def shown(value: float) -> str:
+    """A number as a heat map's cell shows it."""
+    if value == int(value) and abs(value) >= 1:
+        return f"{int(value)}"
+    if 0 < abs(value) < 0.0095:
+        return f"{value:.0e}".replace("e-0", "e-")
+    return f"{value:.2f}".replace("0.", ".", 1)

@@ -1,0 +1,228 @@
+"""A finished run: its folder, and what is read from it."""
+
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import pandas as pd
+
+from saelign.errors import DamagedError, FormatError, MissingFileError, StorageError, UnknownNameError
+
+FORMAT = 1
+"""Version of the run folder that this package writes and reads."""
+
+Side = Literal["a", "b"]
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """The results in a run's folder; files are read when asked for.
+
+    Attributes:
+        folder: Where they lie.
+        info: What `run.json` says: study, versions, hashes, command, models, text, warnings.
+    """
+
+    folder: Path
+    info: dict[str, Any]
+
+    @property
+    def scores(self) -> pd.DataFrame:
+        """Tidy: a row for each run, layer pair, matching, subspace, measure and null."""
+        return read_table(self.folder / "scores.parquet")
+
+    @property
+    def cells(self) -> pd.DataFrame:
+        """A row for each run, layer pair and matching: pairs through each filter, correlations."""
+        return read_table(self.folder / "cells.parquet")
+
+    @property
+    def layers(self) -> pd.DataFrame:
+        """A row for each run, model and layer: features dead, rare and alive, fit of the SAE."""
+        return read_table(self.folder / "layers.parquet")
+
+    def grid(
+        self,
+        measure: str,
+        value: str = "score",
+        *,
+        matching: str = "one_to_one",
+        null: str | None = None,
+        run: int = 0,
+    ) -> pd.DataFrame:
+        """A layer_a x layer_b table.
+
+        Args:
+            measure: A measure of the run (`rsa`, `svcca`, ...), or a column of `cells`
+                (`mean_correlation`, `mean_correlation_kept`, `n_kept`, ...).
+            value: Which column of `scores`: `score`, `null_mean`, `p`, `q`, `calibrated`, ...
+            matching: Which matching.
+            null: Beside which null; the strictest that was run (`rate_matched`) if None.
+            run: Which seed's run, counted from 0.
+
+        Raises:
+            UnknownNameError: No such measure, value, matching, null or run in this folder.
+        """
+        cells = self.cells
+        if measure in cells.columns and measure not in KEYS:
+            table, value = cells, measure
+        else:
+            table = self.scores
+            known = [*table["measure"].unique(), *(c for c in cells.columns if c not in KEYS)]
+            table = chosen(table, "measure", measure, known)
+            nulls = list(table["null"].unique())
+            default = "rate_matched" if "rate_matched" in nulls else nulls[0]
+            table = chosen(table, "null", null or default, nulls)
+            if value not in table.columns or value in KEYS:
+                raise UnknownNameError.of("value", value, set(table.columns) - set(KEYS))
+        table = chosen(table, "matching", matching, table["matching"].unique())
+        table = chosen(table, "run", run, table["run"].unique())
+        return table.pivot(index="layer_a", columns="layer_b", values=value)
+
+    def pairs(
+        self, layer_a: int, layer_b: int, *, matching: str = "one_to_one", run: int = 0
+    ) -> pd.DataFrame:
+        """The matched features of a cell, dropped ones with their reason.
+
+        Raises:
+            MissingFileError: The run holds no such cell; says which it holds.
+        """
+        path = self.folder / "pairs" / pairs_name(layer_a, layer_b, matching, run)
+        return self.read_part(path, f"pairs of layer {layer_a} of A and {layer_b} of B, {matching}")
+
+    def features(self, model: Side, layer: int, *, run: int = 0) -> pd.DataFrame:
+        """Every feature of a layer: firing rate, top tokens in context, why it was not paired.
+
+        Args:
+            model: `a` or `b`.
+            layer: Which layer.
+            run: Which seed's run.
+
+        Raises:
+            UnknownNameError: Neither model `a` nor `b`.
+            MissingFileError: The run holds no such layer.
+        """
+        if model.lower() not in ("a", "b"):
+            raise UnknownNameError.of("model", model, ("a", "b"))
+        path = self.folder / "features" / features_name(model.lower(), layer, run)
+        return self.read_part(path, f"features of layer {layer} of model {model.upper()}")
+
+    def read_part(self, path: Path, what: str) -> pd.DataFrame:
+        """The table at `path`, or an error that tells which there are."""
+        if not path.is_file():
+            there = ", ".join(sorted(p.stem for p in path.parent.glob("*.parquet"))) or "none"
+            raise MissingFileError(f"{self.folder} holds no {what}; it holds: {there}")
+        return read_table(path)
+
+
+KEYS = ("run", "layer_a", "layer_b", "matching", "subspace", "measure", "null")
+"""Columns that say which cell a row is about."""
+
+
+def chosen(table: pd.DataFrame, column: str, value: object, known: Any) -> pd.DataFrame:
+    """The rows with `value` in `column`, or an error that names what there is."""
+    rows = table[table[column] == value]
+    if len(rows) == 0:
+        raise UnknownNameError.of(f"{column} of this run", value, [str(k) for k in known])
+    return rows
+
+
+def pairs_name(layer_a: int, layer_b: int, matching: str, run: int) -> str:
+    """File name of a cell's pairs."""
+    return f"run{run}_a{layer_a}_b{layer_b}_{matching}.parquet"
+
+
+def features_name(model: str, layer: int, run: int) -> str:
+    """File name of a layer's features."""
+    return f"run{run}_{model}{layer}.parquet"
+
+
+def open_run(folder: str | Path) -> Run:
+    """The run in a folder.
+
+    Raises:
+        MissingFileError: No run there, or one that was not finished.
+        DamagedError: Its `run.json` cannot be read.
+        FormatError: It was written by a newer version.
+    """
+    folder = Path(folder)
+    path = folder / "run.json"
+    if not path.is_file():
+        raise MissingFileError(f"a run's folder must hold run.json, {folder} does not")
+    try:
+        info = json.loads(path.read_text(encoding="utf-8"))
+        version = int(info["format"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise DamagedError(
+            f"{path} must be what saelign wrote, it cannot be read: run the study again"
+        ) from error
+    if version > FORMAT:
+        raise FormatError(
+            f"this version reads runs of format {FORMAT}, {path} has {version}: upgrade saelign"
+        )
+    if not info.get("complete"):
+        raise MissingFileError(
+            f"the run in {folder} was not finished: start it again, it goes on where it stopped"
+        )
+    return Run(folder, info)
+
+
+def read_table(path: Path) -> pd.DataFrame:
+    """A parquet file of a run.
+
+    Raises:
+        MissingFileError: It is not there.
+        DamagedError: It cannot be read.
+    """
+    if not path.is_file():
+        raise MissingFileError(f"a run must hold {path.name}, {path} is not there")
+    try:
+        return pd.read_parquet(path)
+    except (OSError, ValueError) as error:  # pyarrow's errors are both
+        raise DamagedError(f"{path} must be parquet, it cannot be read: run it again") from error
+
+
+@contextmanager
+def written(path: Path) -> Iterator[Path]:
+    """A temporary path beside `path` that takes its place when the block ends well.
+
+    Raises:
+        StorageError: The disk does not take it; what stood at `path` before is untouched.
+    """
+    temporary = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        os.close(handle)
+        temporary = Path(name)
+        yield temporary
+        temporary.chmod(0o644)
+        temporary.replace(path)
+    except OSError as error:
+        raise StorageError(
+            f"{path} must be writable, it is not: {error.strerror or error}; free space or choose "
+            "another folder with --out"
+        ) from error
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+
+
+def write_table(table: pd.DataFrame, path: Path, *, csv: bool = False) -> None:
+    """Write a table as parquet, and beside it as CSV if asked for."""
+    with written(path) as temporary:
+        table.to_parquet(temporary, index=False)
+    if csv:
+        with written(path.with_suffix(".csv")) as temporary:
+            table.to_csv(temporary, index=False)
+
+
+def write_info(info: dict[str, Any], folder: Path) -> None:
+    """Write `run.json`."""
+    with written(folder / "run.json") as temporary:
+        temporary.write_text(json.dumps({"format": FORMAT, **info}, indent=2, default=str))

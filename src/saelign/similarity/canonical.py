@@ -1,0 +1,296 @@
+"""Canonical correlations of principal components: pc1, svcca, svcca_r2.
+
+The K matched pairs are the samples. Each side keeps its leading principal components; the canonical
+correlations between the two K x k bases are the singular values of their product. A shuffle leaves
+both bases as they are, so the decompositions are done once and a shuffle costs one k1 x k2 product.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import scipy.linalg
+from jaxtyping import Float, Float64, Int
+
+from saelign.errors import DegenerateError
+from saelign.nulls.moments import trace_moments
+from saelign.similarity.partners import Partners
+
+Summary = Literal["mean", "mean_square"]
+
+
+def default_n_components(n_pairs: int, d_x: int, d_y: int) -> int:
+    """Components kept when none are asked for: min(20, K // 5), never more than the width."""
+    return min(20, n_pairs // 5, d_x, d_y)
+
+
+@dataclass(frozen=True, slots=True)
+class Components:
+    """The leading principal components of centred rows.
+
+    Attributes:
+        basis: Orthonormal, a column a component.
+        directions: Where each component points, scaled so that `(rows - mean) @ directions` is the
+            basis.
+    """
+
+    basis: Float64[np.ndarray, "row k"]
+    directions: Float64[np.ndarray, "d k"]
+
+
+def leading_components(
+    rows: Float64[np.ndarray, "row d"],
+    counts: Int[np.ndarray, "row"] | None = None,
+    *,
+    n_components: int | None = None,
+    variance: float | None = None,
+) -> Components:
+    """The principal components of rows, the r-th of them counted `counts[r]` times.
+
+    Through the smaller of the two Gram matrices. With counts, `basis` has a row per distinct row,
+    and it is orthonormal when rows are counted as often as they stand.
+
+    Args:
+        rows: Not centred.
+        counts: How often each row stands; once each if None.
+        n_components: How many components to keep, or
+        variance: the fraction of the variance that they must hold at least.
+
+    Raises:
+        DegenerateError: The rows do not have so many components.
+    """
+    weight = np.ones(len(rows)) if counts is None else counts.astype(np.float64)
+    centred = rows - weight @ rows / weight.sum()
+    root = np.sqrt(weight)[:, None]
+    weighted = centred * root
+    dual = weighted.shape[0] < weighted.shape[1]
+    gram = weighted @ weighted.T if dual else weighted.T @ weighted
+    last = len(gram) - 1
+    if n_components is not None and n_components <= len(gram):
+        values, vectors = scipy.linalg.eigh(gram, subset_by_index=(len(gram) - n_components, last))
+    else:
+        values, vectors = scipy.linalg.eigh(gram)
+    values, vectors = values[::-1], vectors[:, ::-1]
+    total = np.trace(gram)
+    if n_components is None:
+        held = np.cumsum(values) / total
+        n_components = int(np.searchsorted(held, variance)) + 1 if variance is not None else last + 1
+    # Components beyond the rank are rounding; their directions would be noise.
+    rank = int((values > len(gram) * np.finfo(np.float64).eps * total).sum())
+    if not 1 <= n_components <= rank:
+        raise DegenerateError(
+            f"n_components must lie between 1 and the rank of the matched rows, got {n_components} "
+            f"for {int(weight.sum())} pairs ({len(rows)} distinct) of width {rows.shape[1]}: "
+            "ask for fewer components or match more pairs"
+        )
+    values, vectors = values[:n_components], vectors[:, :n_components]
+    if dual:
+        directions = weighted.T @ vectors / values
+    else:
+        directions = vectors / np.sqrt(values)
+    return Components(centred @ directions, directions)
+
+
+def check_surplus(k1: int, k2: int, n_pairs: int) -> None:
+    """Refuse bases that must meet: k1 + k2 - (K - 1) correlations are 1 for any data."""
+    if k1 + k2 > n_pairs - 1:
+        raise DegenerateError(
+            f"n_components of both sides must sum to at most n_pairs - 1 = {n_pairs - 1}, got "
+            f"{k1} + {k2}: {k1 + k2 - n_pairs + 1} canonical correlations would be 1 for any data; "
+            "ask for fewer components or match more pairs"
+        )
+
+
+def summarise(
+    overlap: Float64[np.ndarray, "*shuffle k1 k2"], summary: Summary
+) -> Float64[np.ndarray, "*shuffle"]:
+    """The mean, or mean square, of the canonical correlations that the products of bases hold."""
+    if summary == "mean_square":
+        return (overlap**2).sum(axis=(-2, -1)) / min(overlap.shape[-2:])
+    if overlap.shape[-2:] == (1, 1):
+        return np.minimum(np.abs(overlap[..., 0, 0]), 1.0)
+    return np.minimum(np.linalg.svd(overlap, compute_uv=False), 1.0).mean(axis=-1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CanonicalComparison:
+    """Matched rows with both bases at hand, ready to be shuffled."""
+
+    x: Components
+    y: Components
+    partners: Partners
+    n_components: int | None
+    variance: float | None
+    summary: Summary
+
+    @property
+    def components(self) -> tuple[int, int]:
+        """How many components each side keeps."""
+        return self.x.basis.shape[1], self.y.basis.shape[1]
+
+    def score(self) -> float:
+        """The measure on the rows as they are matched."""
+        overlap = self.x.basis.T @ self.y.basis[self.partners.held]
+        return float(summarise(overlap, self.summary))
+
+    def shuffled(
+        self, permutations: Int[np.ndarray, "shuffle partner"]
+    ) -> Float64[np.ndarray, "shuffle"]:
+        """The measure after each relabelling of the partners."""
+        sums = self.partners.group_sums(self.x.basis)
+        if self.partners.is_one_to_one:
+            if self.components == (1, 1):
+                overlaps = (self.y.basis[:, 0][permutations] @ sums[:, 0])[:, None, None]
+            else:
+                overlaps = np.stack([sums.T @ self.y.basis[s] for s in permutations])
+            return summarise(overlaps, self.summary)
+        # With repeated partners Y itself changes, and its components with it.
+        rows, counts = self.partners.rows, self.partners.counts
+        scores = np.empty(len(permutations))
+        for i, s in enumerate(permutations):
+            y = leading_components(
+                rows[s], counts, n_components=self.n_components, variance=self.variance
+            )
+            scores[i] = summarise(sums.T @ y.basis, self.summary)
+        return scores
+
+    def exact_moments(self) -> tuple[float, float] | None:
+        """Mean and standard deviation over all shuffles; only the mean square has them."""
+        if self.summary != "mean_square" or not self.partners.is_one_to_one:
+            return None
+        return canonical_moments(self.x.basis, self.y.basis[self.partners.held])
+
+
+def canonical_moments(
+    u: Float64[np.ndarray, "pair k1"], w: Float64[np.ndarray, "pair k2"]
+) -> tuple[float, float] | None:
+    """Exact mean and standard deviation of the mean squared canonical correlation."""
+    k1, k2 = u.shape[1], w.shape[1]
+    moments = trace_moments(
+        len(u),
+        (k1, k1, float(((u**2).sum(axis=1) ** 2).sum())),
+        (k2, k2, float(((w**2).sum(axis=1) ** 2).sum())),
+    )
+    if moments is None:
+        return None
+    mean, variance = moments
+    return mean / min(k1, k2), float(np.sqrt(variance)) / min(k1, k2)
+
+
+def compare_canonically(
+    x: Float64[np.ndarray, "pair d_x"],
+    partners: Partners,
+    *,
+    summary: Summary,
+    n_components: int | None = None,
+    variance: float | None = None,
+) -> CanonicalComparison:
+    """Both sides' components, taken once.
+
+    Raises:
+        DegenerateError: Fewer components than asked for, both `n_components` and `variance` asked
+            for, or so many that some correlations would be 1 for any data.
+    """
+    if n_components is not None and variance is not None:
+        raise DegenerateError(
+            f"either n_components or variance must be given, got both ({n_components}, {variance})"
+        )
+    if variance is not None and not 0 < variance <= 1:
+        raise DegenerateError(f"variance must be a fraction in (0, 1], got {variance}")
+    if n_components is None and variance is None:
+        n_components = default_n_components(len(x), x.shape[1], partners.rows.shape[1])
+    side_x = leading_components(x, n_components=n_components, variance=variance)
+    side_y = leading_components(
+        partners.rows, partners.counts, n_components=n_components, variance=variance
+    )
+    check_surplus(side_x.basis.shape[1], side_y.basis.shape[1], len(x))
+    return CanonicalComparison(
+        x=side_x,
+        y=side_y,
+        partners=partners,
+        n_components=n_components,
+        variance=variance,
+        summary=summary,
+    )
+
+
+def compare_pc1(
+    x: Float64[np.ndarray, "pair d_x"], partners: Partners
+) -> CanonicalComparison:
+    """Both sides' first component."""
+    return compare_canonically(x, partners, summary="mean", n_components=1)
+
+
+def canonical_correlations(
+    x: Float64[np.ndarray, "pair d_x"],
+    y: Float64[np.ndarray, "pair d_y"],
+    *,
+    n_components: int | None = None,
+    variance: float | None = None,
+) -> Float64[np.ndarray, "k"]:
+    """Canonical correlations of the leading components, by the definition: two SVDs.
+
+    Args:
+        x: Matched rows of A.
+        y: Matched rows of B.
+        n_components: Components kept on either side, or
+        variance: the fraction of variance that they must hold; min(20, K // 5) if neither.
+
+    Source: Raghu et al. (2017), "SVCCA".
+    """
+    if n_components is None:
+        n_components = default_n_components(len(x), x.shape[1], y.shape[1])
+    bases = []
+    for rows in (x, y):
+        u, s, _ = np.linalg.svd(rows - rows.mean(axis=0), full_matrices=False)
+        k = n_components
+        if variance is not None:
+            k = int(np.searchsorted(np.cumsum(s**2) / (s**2).sum(), variance)) + 1
+        bases.append(u[:, :k])
+    check_surplus(bases[0].shape[1], bases[1].shape[1], len(x))
+    return np.minimum(np.linalg.svd(bases[0].T @ bases[1], compute_uv=False), 1.0)
+
+
+def pc1(x: Float[np.ndarray, "pair d_x"], y: Float[np.ndarray, "pair d_y"]) -> float:
+    """Absolute correlation of the two first principal components, in [0, 1].
+
+    This is what both papers print as "SVCCA": their cut on variance keeps one component. Under its
+    true name it reproduces the published numbers; it says little about a whole space.
+
+    Source: Lan et al. (2024), code; named by this package.
+    """
+    return float(canonical_correlations(x, y, n_components=1)[0])
+
+
+def svcca(
+    x: Float[np.ndarray, "pair d_x"],
+    y: Float[np.ndarray, "pair d_y"],
+    *,
+    n_components: int | None = None,
+    variance: float | None = None,
+) -> float:
+    """Mean canonical correlation of the leading components, in [0, 1].
+
+    Far above 0 for independent rows unless K is much larger than the components: read it beside its
+    null, or calibrated.
+
+    Source: Raghu et al. (2017), "SVCCA".
+    """
+    return float(canonical_correlations(x, y, n_components=n_components, variance=variance).mean())
+
+
+def svcca_r2(
+    x: Float[np.ndarray, "pair d_x"],
+    y: Float[np.ndarray, "pair d_y"],
+    *,
+    n_components: int | None = None,
+    variance: float | None = None,
+) -> float:
+    """Mean squared canonical correlation of the leading components, in [0, 1].
+
+    Squared, it has an exact mean and variance over all shuffles.
+
+    Source: Raghu et al. (2017), "SVCCA"; moments Kazi-Aoual et al. (1995).
+    """
+    r = canonical_correlations(x, y, n_components=n_components, variance=variance)
+    return float((r**2).mean())

@@ -1,0 +1,370 @@
+"""What a study file says, strictly read.
+
+A study names two models, the layers and SAEs of each, the text, and what to compute. Every key is
+known or an error that names the nearest known one; values are checked for type and range when they
+are read, files only by `check` and `run`. Relative paths are taken from the study file's folder.
+"""
+
+import dataclasses
+import re
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from saelign.correlation import METRICS
+from saelign.errors import FormatError, MissingFileError, StudyError, UnknownNameError
+from saelign.matching import MATCHINGS, Filters
+from saelign.nulls import NULLS
+from saelign.scoring import check_measure
+
+FORMAT = 1
+"""Version of the study format that this package writes and reads."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelStudy:
+    """One side: a model, the layers to read, and an SAE for each.
+
+    Attributes:
+        name: A folder in `transformers` layout, or a name on the Hugging Face hub.
+        revision: Branch, tag or commit on the hub.
+        tokenizer: Folder or name of its tokenizer, if not the model's own.
+        dtype: `float32`, `bfloat16`, `float16`, or `auto` for the one it was saved in.
+        device: Where to run it: `cpu`, `cuda`, `cuda:1`, `mps`.
+        blocks: Path of the block list inside the model, where it is not found by itself.
+        layers: Which blocks' outputs to read, from 0; `all` for all of them.
+        saes: Where the SAE of a layer lies, with `{layer}` in it; or a mapping from layer to path.
+    """
+
+    name: str
+    saes: str | dict[int, str]
+    layers: list[int] | Literal["all"] = "all"
+    revision: str | None = None
+    tokenizer: str | None = None
+    dtype: Literal["float32", "bfloat16", "float16", "auto"] = "auto"
+    device: str = "cpu"
+    blocks: str | None = None
+
+    def sae_path(self, layer: int, folder: Path) -> Path:
+        """Where the SAE of a layer lies; relative paths from `folder`."""
+        if isinstance(self.saes, dict):
+            if layer not in self.saes:
+                known = ", ".join(str(known) for known in sorted(self.saes))
+                raise StudyError(
+                    f"saes of {self.name} must name a path for each layer, layer {layer} has none "
+                    f"(there are: {known}): add it or leave the layer out"
+                )
+            return folder / self.saes[layer]
+        return folder / self.saes.replace("{layer}", str(layer))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TextStudy:
+    """What both models read.
+
+    Attributes:
+        source: A text file, a folder of text files, or a safetensors file with token ids
+            (`input_ids`, context x position).
+        tokens: How many tokens to compare over; `all` for all there are.
+        allow_fewer: Take what there is when the text holds fewer.
+        context_length: Tokens a context holds at most, with its BOS.
+        split: `none`: a file is one document. `blank_line`: blank lines part documents.
+        mask_special: Leave special tokens out.
+        mask_first: Leave the first position of each context out.
+    """
+
+    source: str
+    tokens: int | Literal["all"] = "all"
+    allow_fewer: bool = False
+    context_length: int = 128
+    split: Literal["none", "blank_line"] = "none"
+    mask_special: bool = True
+    mask_first: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MeasureStudy:
+    """A measure with its options, as a study asks for it.
+
+    Attributes:
+        name: Which measure.
+        options: Its options, by name.
+    """
+
+    name: str
+    options: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def label(self) -> str:
+        """The name under which the scores stand: with options, `svcca(variance=0.99)`."""
+        if not self.options:
+            return self.name
+        told = ", ".join(f"{key}={value}" for key, value in sorted(self.options.items()))
+        return f"{self.name}({told})"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OutputStudy:
+    """Where results go.
+
+    Attributes:
+        folder: The run's folder; `saelign-runs/NAME` if not given.
+        store: Where activations are kept for other studies to reuse; `$SAELIGN_STORE`, else a
+            folder in the user's cache, if not given.
+    """
+
+    folder: str | None = None
+    store: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Study:
+    """Everything a run needs to know.
+
+    Attributes:
+        name: What the run is called.
+        model_a: One model; in `many_to_one` its features each look for a partner.
+        model_b: The other.
+        text: What both read.
+        seeds: One run each; a seed draws the documents and the shuffles, nothing else.
+        metric: What to match by: `pearson`, `cosine`, `euclidean`.
+        matching: Any of `one_to_one`, `many_to_one`, `one_to_many`.
+        filters: Which pairs are kept.
+        measures: What to score, each a name or `{name: options}`.
+        nulls: How many shuffles of each null.
+        output: Where results go.
+        folder: Where the study file lies; relative paths start there.
+    """
+
+    name: str
+    model_a: ModelStudy
+    model_b: ModelStudy
+    text: TextStudy
+    seeds: list[int] = field(default_factory=lambda: [0])
+    metric: str = "pearson"
+    matching: list[str] = field(default_factory=lambda: ["one_to_one", "many_to_one"])
+    filters: Filters = field(default_factory=Filters)
+    measures: list[MeasureStudy] = field(
+        default_factory=lambda: [MeasureStudy(name=n) for n in ("pc1", "svcca", "rsa", "cka")]
+    )
+    nulls: dict[str, int] = field(default_factory=lambda: {"shuffle": 1000, "rate_matched": 1000})
+    output: OutputStudy = field(default_factory=OutputStudy)
+    folder: Path = Path()
+
+
+def load_study(path: str | Path) -> Study:
+    """The study that a YAML file describes.
+
+    Args:
+        path: The file.
+
+    Raises:
+        MissingFileError: There is no such file.
+        FormatError: Not YAML, or written for a newer version.
+        StudyError: A key is missing, or a value has the wrong type or range.
+        UnknownNameError: A key that is not known; names the nearest known one.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise MissingFileError(f"a study file must be there to be read, {path} is not")
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        told = " ".join(str(error).split())
+        raise FormatError(f"{path} must be a YAML file, it cannot be read: {told}") from error
+    return read_study(content, folder=path.parent.resolve())
+
+
+def read_study(content: object, *, folder: Path) -> Study:
+    """The study that a mapping, as YAML gives it, describes; relative paths start at `folder`.
+
+    Raises:
+        FormatError: No mapping, no format version, or a newer one.
+        StudyError: A key is missing, or a value has the wrong type or range.
+        UnknownNameError: A key that is not known.
+    """
+    if not isinstance(content, Mapping):
+        raise FormatError(f"a study must be a mapping of keys, got {type(content).__name__}")
+    content = dict(content)
+    version = content.pop("saelign", None)
+    if version is None:
+        raise FormatError(
+            f"a study must say its format in the key saelign, there is none: add `saelign: {FORMAT}`"
+        )
+    if not isinstance(version, int) or version > FORMAT:
+        raise FormatError(
+            f"this version reads studies of format {FORMAT}, got {version!r}: upgrade saelign"
+        )
+    if "measures" in content:
+        content["measures"] = [spelled_out(m) for m in listed(content["measures"], "measures")]
+    if content.get("folder") is not None:
+        raise UnknownNameError.of("key of study", "folder", study_keys(Study))
+    study = dataclasses.replace(read_value(Study, content, "study"), folder=folder)
+    check_study(study)
+    return study
+
+
+def listed(value: object, where: str) -> list[Any]:
+    """The value, which must be a list."""
+    if not isinstance(value, list):
+        raise StudyError(f"{where} must be a list, got {value!r}")
+    return value
+
+
+def spelled_out(measure: object) -> dict[str, Any]:
+    """A measure's `name` or `{name: options}` as a mapping with both keys."""
+    if isinstance(measure, str):
+        return {"name": measure}
+    if isinstance(measure, Mapping) and len(measure) == 1:
+        name, options = next(iter(measure.items()))
+        return {"name": name, "options": dict(options or {})}
+    raise StudyError(
+        f"a measure must be a name or {{name: {{option: value}}}}, got {measure!r}"
+    )
+
+
+def study_keys(kind: type) -> list[str]:
+    """The keys that a part of a study may have."""
+    names = [f.name for f in dataclasses.fields(kind)]
+    return ["saelign", *(n for n in names if n != "folder")] if kind is Study else names
+
+
+def read_value(kind: Any, value: object, where: str) -> Any:
+    """`value` as an instance of the annotated `kind`, or an error that says where it stands."""
+    if dataclasses.is_dataclass(kind) and isinstance(kind, type):
+        if not isinstance(value, Mapping):
+            raise StudyError(f"{where} must be a mapping of keys, got {value!r}")
+        hints = typing.get_type_hints(kind)
+        known = study_keys(kind)
+        for key in value:
+            if key not in known:
+                raise UnknownNameError.of(f"key of {where}", key, known)
+        for f in dataclasses.fields(kind):
+            required = f.default is f.default_factory is dataclasses.MISSING
+            if required and f.name not in value:
+                raise StudyError(f"{where} must have the key {f.name}, it has none")
+        prefix = "" if where == "study" else f"{where}."
+        return kind(**{k: read_value(hints[k], v, f"{prefix}{k}") for k, v in value.items()})
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (typing.Union, types.UnionType):
+        for option in arguments:
+            try:
+                return read_value(option, value, where)
+            except StudyError:
+                continue
+    elif origin is Literal:
+        if value in arguments and not isinstance(value, bool):
+            return value
+    elif origin is list:
+        if isinstance(value, list):
+            return [read_value(arguments[0], v, f"{where}[{i}]") for i, v in enumerate(value)]
+    elif origin is dict:
+        if isinstance(value, Mapping):
+            return {
+                read_value(arguments[0], k, f"key of {where}"): (
+                    read_value(arguments[1], v, f"{where}.{k}")
+                )
+                for k, v in value.items()
+            }
+    elif kind is Any:
+        return value
+    elif kind is types.NoneType:
+        if value is None:
+            return None
+    elif kind is float:
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            return float(value)
+    elif kind is Path:
+        return Path(str(value))
+    elif isinstance(value, kind) and (kind is bool or not isinstance(value, bool)):
+        return value
+    raise StudyError(f"{where} must be {told_type(kind)}, got {value!r}")
+
+
+def told_type(kind: Any) -> str:
+    """An annotation in words."""
+    words = {
+        str: "text", int: "a whole number", float: "a number", bool: "true or false",
+        types.NoneType: "null",
+    }
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(told_type(option) for option in arguments)
+    if origin is Literal:
+        return "one of " + ", ".join(str(a) for a in arguments) if arguments[1:] else arguments[0]
+    if origin is list:
+        return f"a list of {told_type(arguments[0]).removeprefix('a ')}s"
+    if origin is dict:
+        return "a mapping"
+    return words.get(kind, str(kind))
+
+
+def check_study(study: Study) -> None:
+    """Refuse names that are not known and values out of range; `saelign check` looks at files.
+
+    Raises:
+        UnknownNameError: No such metric, matching, measure, option or null.
+        StudyError: A value out of its range.
+    """
+    for kind, names, known in (
+        ("metric", [study.metric], METRICS),
+        ("matching", study.matching, MATCHINGS),
+        ("null", study.nulls, NULLS),
+    ):
+        for name in names:
+            if name not in known:
+                raise UnknownNameError.of(kind, name, known)
+    for measure in study.measures:
+        check_measure(measure.name, measure.options)
+    filters, text = study.filters, study.text
+    at_least: list[tuple[str, float | None, float]] = [
+        ("text.tokens", None if text.tokens == "all" else text.tokens, 1_000),
+        ("text.context_length", text.context_length, 2),
+        ("filters.min_active_tokens", filters.min_active_tokens, 1),
+        ("filters.top_k", filters.top_k, 1),
+        ("filters.max_non_concept_tokens", filters.max_non_concept_tokens, 0),
+        ("filters.min_shared_tokens", filters.min_shared_tokens, 1),
+        *((f"nulls.{name}", n, 2) for name, n in study.nulls.items()),
+        *((f"seeds[{i}]", seed, 0) for i, seed in enumerate(study.seeds)),
+    ]
+    for where, value, least in at_least:
+        if value is not None and value < least:
+            raise StudyError(f"{where} must be at least {least:,}, got {value}")
+    if filters.min_correlation is not None and not -1 <= filters.min_correlation < 1:
+        raise StudyError(
+            f"filters.min_correlation must lie in [-1, 1), got {filters.min_correlation}"
+        )
+    for where in ("seeds", "matching", "measures", "nulls"):
+        values = getattr(study, where)
+        if len(values) == 0:
+            raise StudyError(f"{where} must have at least one entry, it is empty")
+        if not isinstance(values, dict) and len({str(v) for v in values}) < len(values):
+            raise StudyError(f"{where} must not repeat an entry, got {values}")
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", study.name):
+        raise StudyError(
+            f"name must be letters, digits, dots, dashes (it names a folder), got {study.name!r}"
+        )
+    for where, model in (("model_a", study.model_a), ("model_b", study.model_b)):
+        layers = model.layers
+        if layers != "all" and (not layers or len(set(layers)) < len(layers)):
+            raise StudyError(f"{where}.layers must be distinct layers, got {layers}")
+        if isinstance(model.saes, str) and "{layer}" not in model.saes and (
+            layers == "all" or len(layers) > 1
+        ):
+            raise StudyError(
+                f"{where}.saes must hold {{layer}} when there are several layers, "
+                f"got {model.saes!r}"
+            )
+
+
+def study_mapping(study: Study) -> dict[str, Any]:
+    """The study as a mapping that `read_study` reads back to the same study."""
+    content = dataclasses.asdict(study)
+    del content["folder"]
+    content["measures"] = [{m.name: m.options} if m.options else m.name for m in study.measures]
+    return {"saelign": FORMAT, **content}

@@ -1,0 +1,29 @@
+"""Documents -> tokens: what both models read, and which positions count."""
+
+from saelign.text.tokens import (
+    MIN_TOKENS,
+    Tokenizer,
+    Tokens,
+    check_same_tokenizer,
+    draw,
+    load_token_ids,
+    load_tokenizer,
+    read_documents,
+    save_token_ids,
+    special_ids,
+    tokenize,
+)
+
+__all__ = [
+    "MIN_TOKENS",
+    "Tokenizer",
+    "Tokens",
+    "check_same_tokenizer",
+    "draw",
+    "load_token_ids",
+    "load_tokenizer",
+    "read_documents",
+    "save_token_ids",
+    "special_ids",
+    "tokenize",
+]
