@@ -9,6 +9,7 @@ from safetensors.torch import save_file
 from conftest import lossless_sae
 from saelign.errors import FormatError, MissingFileError, UnknownNameError
 from saelign.saes import decode, encode, inspect_sae, load_sae, reconstruct
+from saelign.saes.sae import in_parts
 
 D_MODEL, D_SAE, K = 6, 20, 4
 
@@ -267,3 +268,12 @@ def test_saelens_itself_computes_the_same(tmp_path):
         with torch.no_grad():
             torch.testing.assert_close(encode(ours, inputs()), theirs.encode(inputs()), **close)
             torch.testing.assert_close(reconstruct(ours, inputs()), theirs(inputs()), **close)
+
+
+def test_an_sae_reads_any_number_of_tokens_in_parts_that_fit_together():
+    for d_model in (1, 3000):
+        sae = lossless_sae(d_model)
+        x = torch.arange(1300.0)[:, None].expand(1300, d_model)
+        parts = in_parts(sae, x)
+        assert torch.equal(torch.cat(parts), x)
+        assert (len(parts) == 1) == (d_model == 1)

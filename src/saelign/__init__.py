@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from saelign.correlation import Correlation, CrossMoments, correlate
     from saelign.errors import SaelignError
     from saelign.matching import Filters, match
-    from saelign.pipeline import check, run
+    from saelign.pipeline import run
+    from saelign.plan import check
     from saelign.results import Run, open_run
     from saelign.scoring import Score, score
     from saelign.study import Study, load_study
@@ -29,7 +30,7 @@ _WHERE = {
     "SaelignError": "errors",
     "Score": "scoring",
     "Study": "study",
-    "check": "pipeline",
+    "check": "plan",
     "correlate": "correlation",
     "load_study": "study",
     "match": "matching",

@@ -64,7 +64,9 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("study", metavar="STUDY", help="a study file (YAML)")
     sub.add_argument("--out", metavar="DIR", help="where results go, instead of the study's folder")
 
-    sub = command("check", check_command, "find out whether a study can run, without loading weights")
+    sub = command(
+        "check", check_command, "find out whether a study can run, without loading weights"
+    )
     sub.add_argument("study", metavar="STUDY", help="a study file (YAML)")
     sub.add_argument("--out", metavar="DIR", help="where results would go")
 
@@ -72,7 +74,9 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("run", metavar="RUN", help="a run's folder")
     sub.add_argument("--matching", metavar="NAME", help="only this matching")
 
-    sub = command("demo", demo_command, "compare the two small language models that come with saelign")
+    sub = command(
+        "demo", demo_command, "compare the two small language models that come with saelign"
+    )
     sub.add_argument("--out", metavar="DIR", default="saelign-demo", help="where results go")
     sub.add_argument("--text", metavar="FILE", help="read this text instead of the one that ships")
     return top
@@ -110,7 +114,7 @@ def finish(study: Any, options: argparse.Namespace) -> None:
 
 def check_command(options: argparse.Namespace) -> None:
     """`saelign check`."""
-    from saelign.pipeline import check
+    from saelign.plan import check
     from saelign.study import load_study
 
     summary = check(load_study(options.study), out=options.out).summary()
@@ -155,7 +159,9 @@ def print_run(run: Any, *, as_json: bool, matching: str | None) -> None:
         console.print(part)
     folder = run.folder.resolve()
     console.print(f"\nresults: {folder}")
-    console.print(f"figures: {folder / 'figures'} (start with overview_{matching or 'one_to_one'}.png)")
+    console.print(
+        f"figures: {folder / 'figures'} (start with overview_{matching or 'one_to_one'}.png)"
+    )
 
 
 class progress_on_stderr:  # noqa: N801 (reads as the function that it is used as)

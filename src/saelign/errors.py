@@ -6,12 +6,12 @@ so that code that knows nothing of saelign can still catch it:
     SaelignError
     |-- StudyError (ValueError)             the study file asks for what cannot be
     |-- UnknownNameError (ValueError)       a name that is none of the expected ones
-    |-- MissingFileError (FileNotFoundError)  a file or folder that is not there
-    |-- FormatError (ValueError)            a file that is there but cannot be read as what it claims
-    |-- DamagedError (ValueError)           a stored file whose hash is not the recorded one
-    |-- ModelError (RuntimeError)           a model that cannot be loaded or whose blocks are not found
+    |-- MissingFileError (FileNotFoundError)  a file or folder is not there
+    |-- FormatError (ValueError)            a file that is not what it claims to be
+    |-- DamagedError (ValueError)           a stored file is not what was written
+    |-- ModelError (RuntimeError)           a model not loaded, or its blocks not found
     |-- WiringError (ValueError)            an SAE that does not fit the site it is read at
-    |-- TextError (ValueError)              text that is empty, too short or tokenised differently
+    |-- TextError (ValueError)              text empty, too short, or tokenised differently
     |-- ActivationError (ValueError)        activations that are NaN, infinite or all dead
     |-- ShapeError (ValueError)             arrays whose shapes do not fit together
     |-- DegenerateError (ValueError)        data for which a score is not defined

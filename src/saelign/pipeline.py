@@ -1,6 +1,5 @@
 """The stages composed: the one module that knows them all."""
 
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,18 +10,18 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
-import yaml
+from threadpoolctl import threadpool_limits
 
 from saelign import provenance
 from saelign.activations import LayerActivations, collect
-from saelign.activations.wiring import check_dimensions
 from saelign.correlation import Correlation, CrossMoments
 from saelign.correlation.moments import FeatureMoments, add_products, correlation_of
-from saelign.errors import DegenerateError, StorageError, StudyError
+from saelign.errors import DegenerateError
 from saelign.features import feature_table
 from saelign.matching import filter_pairs, match
-from saelign.models import d_model, load_config, load_model, model_fingerprint, n_layers
+from saelign.models import load_model, model_fingerprint
 from saelign.nulls import q_values
+from saelign.plan import Plan, as_yaml_reads, check, model_name, rng_of, study_yaml
 from saelign.report import write_figures
 from saelign.results import (
     Run,
@@ -32,22 +31,11 @@ from saelign.results import (
     write_table,
     written,
 )
-from saelign.saes import SAE, inspect_sae, load_sae
+from saelign.saes import SAE, load_sae
 from saelign.scoring import MIN_PAIRS, Score, check_rows, null_permutations, score_comparison
 from saelign.similarity import MEASURES
 from saelign.similarity.partners import partners_of
-from saelign.study import MeasureStudy, ModelStudy, Study, study_mapping
-from saelign.text import (
-    Tokenizer,
-    Tokens,
-    check_same_tokenizer,
-    draw,
-    load_token_ids,
-    load_tokenizer,
-    read_documents,
-    special_ids,
-    tokenize,
-)
+from saelign.study import MeasureStudy, ModelStudy, Study
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how much of it is done, and how much there is."""
@@ -56,221 +44,18 @@ SUBSPACE = "all"
 """Every feature takes part; semantic subspaces would stand beside it."""
 
 SIGNIFICANCE = 0.05
-"""Level that the advice on the number of shuffles has in mind: a floor below level / family size."""
+"""The level that a q-value must be able to fall below, or its cell is floor-limited."""
+
+
+COMPONENTS = ("n_components", "n_components_a", "n_components_b")
+"""Columns that are empty where a measure keeps no components."""
+
+SMALL = 1024
+"""Pairs and widths up to which linear algebra runs on one core."""
 
 
 def no_progress(what: str, done: int, total: int) -> None:
     """Tell nobody."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
-    """What a study comes to, found out without loading weights.
-
-    Attributes:
-        study: The study.
-        layers_a: Layers of A to read.
-        layers_b: Layers of B to read.
-        tokens: For each run, what is read; drawn by its seed.
-        tokenizer: Of both models.
-        out: The run's folder.
-        store: Where activations are kept.
-    """
-
-    study: Study
-    layers_a: list[int]
-    layers_b: list[int]
-    tokens: list[Tokens]
-    tokenizer: Tokenizer
-    out: Path
-    store: Path
-
-    @property
-    def n_cells(self) -> int:
-        """Layer pairs times matchings times runs."""
-        study = self.study
-        pairs = len(self.layers_a) * len(self.layers_b)
-        return pairs * len(study.matching) * len(study.seeds)
-
-    def summary(self) -> dict[str, Any]:
-        """What `saelign check` tells."""
-        study = self.study
-        return {
-            "study": study.name,
-            "model_a": {"name": study.model_a.name, "layers": self.layers_a},
-            "model_b": {"name": study.model_b.name, "layers": self.layers_b},
-            "tokens": [tokens.n_tokens for tokens in self.tokens],
-            "masked": [tokens.masked for tokens in self.tokens],
-            "cells": self.n_cells,
-            "scores": self.n_cells * len(study.measures) * len(study.nulls),
-            "out": str(self.out),
-            "store": str(self.store),
-        }
-
-
-def check(study: Study, *, out: str | Path | None = None) -> Plan:
-    """Find out whether a study can run, without loading weights, and what it comes to.
-
-    Opens configurations, tokenizers, headers of SAE files and the text, and tries both folders.
-
-    Args:
-        study: What `load_study` returned.
-        out: The run's folder, if not the study's own.
-
-    Raises:
-        SaelignError: Whatever of it cannot be: the message says what to do.
-    """
-    layers_a = check_model(study.model_a, "a", study.folder)
-    layers_b = check_model(study.model_b, "b", study.folder)
-    tokenizer = common_tokenizer(study)
-    read = read_text(study, tokenizer)
-    wanted = None if study.text.tokens == "all" else study.text.tokens
-    tokens = [
-        draw(read, wanted, rng=rng_of(seed, "documents"), allow_fewer=study.text.allow_fewer)
-        for seed in study.seeds
-    ]
-    plan = Plan(
-        study=study,
-        layers_a=layers_a,
-        layers_b=layers_b,
-        tokens=tokens,
-        tokenizer=tokenizer,
-        out=out_folder(study, out),
-        store=store_folder(study),
-    )
-    for folder in (plan.out, plan.store):
-        check_writable(folder)
-    check_same_study(plan)
-    return plan
-
-
-def model_name(model: ModelStudy, folder: Path, name: str | None = None) -> str:
-    """The model's (or tokenizer's) folder if there is one at that path, else its name on the hub."""
-    name = model.name if name is None else name
-    local = folder / name
-    return str(local) if local.is_dir() else name
-
-
-def check_model(model: ModelStudy, side: str, folder: Path) -> list[int]:
-    """The layers to read of a model, after its configuration and SAE headers were found to fit.
-
-    Raises:
-        StudyError: A layer that the model does not have.
-        WiringError: An SAE of another width or layer.
-        SaelignError: The model or an SAE that cannot be read.
-    """
-    config = load_config(model_name(model, folder), revision=model.revision)
-    count, width = n_layers(config), d_model(config)
-    layers = list(range(count)) if model.layers == "all" else list(model.layers)
-    for layer in layers:
-        if not 0 <= layer < count:
-            raise StudyError(
-                f"layers of model {side} must lie between 0 and {count - 1}, got {layer}: "
-                f"{model.name} has {count} blocks, counted from 0"
-            )
-    for layer in layers:
-        info = inspect_sae(model.sae_path(layer, folder))
-        check_dimensions(info, layer, d_model=width, n_layers=count)
-    return layers
-
-
-def common_tokenizer(study: Study) -> Tokenizer:
-    """The tokenizer that both models share.
-
-    Raises:
-        TextError: They differ.
-    """
-    a, b = study.model_a, study.model_b
-    name_a, name_b = (model_name(m, study.folder, m.tokenizer or m.name) for m in (a, b))
-    tokenizer = load_tokenizer(name_a, a.revision)
-    if name_a != name_b:
-        check_same_tokenizer(tokenizer, load_tokenizer(name_b, b.revision), name_a, name_b)
-    return tokenizer
-
-
-def read_text(study: Study, tokenizer: Tokenizer) -> Tokens:
-    """All of the study's text as contexts, before any are drawn."""
-    text = study.text
-    path = study.folder / text.source
-    masks = {"mask_special": text.mask_special, "mask_first": text.mask_first}
-    if path.suffix == ".safetensors":
-        return load_token_ids(path, special_ids=special_ids(tokenizer), **masks)
-    documents = read_documents(path, split=text.split)
-    return tokenize(documents, tokenizer, context_length=text.context_length, **masks)
-
-
-def rng_of(seed: int, *purpose: str | int) -> np.random.Generator:
-    """A generator for one purpose of one seed: adding a measure or layer moves no other number."""
-    words = [int.from_bytes(str(word).encode(), "big") for word in purpose]
-    return np.random.default_rng([seed, *words])
-
-
-def out_folder(study: Study, out: str | Path | None) -> Path:
-    """Where the run goes: as asked, else as the study says, else `saelign-runs/NAME`."""
-    if out is not None:
-        return Path(out)
-    if study.output.folder is not None:
-        return study.folder / study.output.folder
-    return Path("saelign-runs") / study.name
-
-
-def store_folder(study: Study) -> Path:
-    """Where activations are kept: as the study says, else `$SAELIGN_STORE`, else a user's cache."""
-    if study.output.store is not None:
-        return study.folder / study.output.store
-    if os.environ.get("SAELIGN_STORE"):
-        return Path(os.environ["SAELIGN_STORE"])
-    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(cache) / "saelign" / "activations"
-
-
-def check_writable(folder: Path) -> None:
-    """Raise StorageError unless a file can be made in `folder`; leaves nothing behind."""
-    made: list[Path] = []
-    try:
-        for part in [*reversed(folder.parents), folder]:
-            if not part.exists():
-                part.mkdir()
-                made.append(part)
-        probe = folder / f".saelign-{os.getpid()}"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise StorageError(
-            f"{folder} must be a folder that can be written, it is not: {error.strerror}; choose "
-            "another with --out, output.folder or output.store"
-        ) from error
-    finally:
-        for part in reversed(made):
-            part.rmdir()
-
-
-def check_same_study(plan: Plan) -> None:
-    """Refuse to write a run over that of another study.
-
-    Raises:
-        StudyError: The folder holds something else.
-    """
-    if not plan.out.exists() or not any(plan.out.iterdir()):
-        return
-    path = plan.out / "study.yaml"
-    theirs = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else None
-    if theirs != as_yaml_reads(plan.study):
-        what = "the run of another study" if path.is_file() else "files that are not a run"
-        raise StudyError(
-            f"the run's folder must be empty or hold an earlier run of this study, {plan.out} "
-            f"holds {what}: choose another with --out"
-        )
-
-
-def as_yaml_reads(study: Study) -> Any:
-    """The study as it stands in the run's `study.yaml`."""
-    return yaml.safe_load(study_yaml(study))
-
-
-def study_yaml(study: Study) -> str:
-    """The study with every default spelled out; paths as they were given."""
-    return yaml.safe_dump(study_mapping(study), sort_keys=False, allow_unicode=True)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -293,9 +78,7 @@ class Layer:
     features: pd.DataFrame
 
 
-def run(
-    study: Study, *, out: str | Path | None = None, progress: Progress = no_progress
-) -> Run:
+def run(study: Study, *, out: str | Path | None = None, progress: Progress = no_progress) -> Run:
     """Compare two models from beginning to end.
 
     Args:
@@ -342,7 +125,9 @@ def run(
         side: {
             "name": model.name,
             "fingerprint": model_fingerprint(model_name(model, study.folder), model.revision),
-            "saes": {layer: {"source": s.source, "sha256": s.sha256} for layer, s in saes[side].items()},
+            "saes": {
+                layer: {"source": s.source, "sha256": s.sha256} for layer, s in saes[side].items()
+            },
         }
         for side, model in models.items()
     }
@@ -356,7 +141,9 @@ def run(
         layers = {
             side: [
                 describe_layer(plan, side, index, acts, saes[side][layer], layer)
-                for layer, acts in told(collected[side].items(), f"describe {side.upper()}", progress)
+                for layer, acts in told(
+                    collected[side].items(), f"describe {side.upper()}", progress
+                )
             ]
             for side in ("a", "b")
         }
@@ -400,9 +187,7 @@ def told(items: Any, what: str, progress: Progress) -> Any:
 
 def load_saes(model: ModelStudy, layers: list[int], folder: Path) -> dict[int, SAE]:
     """The SAEs of a side, by layer."""
-    return {
-        layer: load_sae(model.sae_path(layer, folder), device=model.device) for layer in layers
-    }
+    return {layer: load_sae(model.sae_path(layer, folder), device=model.device) for layer in layers}
 
 
 def collect_side(
@@ -478,7 +263,7 @@ def layer_row(layer: Layer, side: str, index: int, wiring: dict[str, Any]) -> di
 def correlate_layers(a: Layer, b: Layer, metric: str) -> Correlation:
     """The correlations of two layers, straight from their sparse activations."""
     products = np.zeros((a.acts.shape[1], b.acts.shape[1]))
-    add_products(a.acts, b.acts, products)
+    add_products(a.acts.tocsc(), b.acts.tocsr(), products)
     return correlation_of(CrossMoments(a=a.moments, b=b.moments, products=products), metric=metric)
 
 
@@ -496,9 +281,7 @@ def compare_layers(
     correlation = correlate_layers(a, b, study.metric)
     for matching in study.matching:
         where = {"run": index, "layer_a": a.layer, "layer_b": b.layer, "matching": matching}
-        pairs = match(
-            correlation, how=matching, min_active_tokens=study.filters.min_active_tokens
-        )
+        pairs = match(correlation, how=matching, min_active_tokens=study.filters.min_active_tokens)
         pairs = filter_pairs(
             pairs,
             study.filters,
@@ -507,13 +290,14 @@ def compare_layers(
             n_non_concept_a=a.features["n_non_concept"].to_list(),
             n_non_concept_b=b.features["n_non_concept"].to_list(),
         )
-        write_table(
-            pairs, plan.out / "pairs" / pairs_name(a.layer, b.layer, matching, index)
-        )
+        write_table(pairs, plan.out / "pairs" / pairs_name(a.layer, b.layer, matching, index))
         cells.append({**where, **cell_row(pairs, a, b)})
         kept = pairs[pairs["kept"]]
-        for row in score_pairs(study, seed, where, kept, a, b):
-            scores.append({**where, "subspace": SUBSPACE, **row})
+        # Small decompositions run several times slower on all cores than on one.
+        small = max(len(kept), a.decoder.shape[1], b.decoder.shape[1]) <= SMALL
+        with threadpool_limits(1 if small else None, user_api="blas"):
+            rows = score_pairs(study, seed, where, kept, a, b)
+        scores.extend({**where, "subspace": SUBSPACE, **row} for row in rows)
 
 
 def cell_row(pairs: pd.DataFrame, a: Layer, b: Layer) -> dict[str, Any]:
@@ -640,7 +424,7 @@ def corrected(scores: pd.DataFrame) -> pd.DataFrame:
     than 20 for each test of the family, so that q could not fall below 0.05 whatever the score.
     """
     by = ["measure", "matching", "null", "subspace"]
-    scores = scores.astype({name: "Int64" for name in scores if name.startswith("n_components")})
+    scores = scores.astype(dict.fromkeys(COMPONENTS, "Int64"))
     families = scores.groupby(by, sort=False)["p"]
     scores["q"] = families.transform(lambda p: q_values(p.to_numpy()))
     scores["family_size"] = families.transform("count").astype(int)
@@ -662,11 +446,11 @@ def warnings_of(cells: pd.DataFrame, scores: pd.DataFrame, layers: pd.DataFrame)
     if len(few):
         found.append(f"{len(few)} of {len(cells)} cells kept fewer than {MIN_PAIRS} pairs")
     unpaired = (layers["n_dead"] + layers["n_rare"]) / layers["n_features"]
-    for row in layers[unpaired > 0.5].itertuples():
-        found.append(
-            f"more than half of the features of model {str(row.model).upper()} layer {row.layer} "
-            "fire too rarely to be paired: use more text"
-        )
+    found += [
+        f"more than half of the features of model {str(row.model).upper()} layer {row.layer} fire "
+        "too rarely to be paired: use more text"
+        for row in layers[unpaired > 0.5].itertuples()
+    ]
     if scores["floor_limited"].any():
         n = int(scores["floor_limited"].sum())
         found.append(
@@ -675,6 +459,7 @@ def warnings_of(cells: pd.DataFrame, scores: pd.DataFrame, layers: pd.DataFrame)
         )
     missing = scores[scores["note"] != ""]
     if len(missing):
-        found.append(f"{len(missing)} of {len(scores)} scores do not exist: {missing['note'].iloc[0]}")
+        found.append(
+            f"{len(missing)} of {len(scores)} scores do not exist: {missing['note'].iloc[0]}"
+        )
     return found
-

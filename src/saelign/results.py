@@ -11,7 +11,13 @@ from typing import Any, Literal
 
 import pandas as pd
 
-from saelign.errors import DamagedError, FormatError, MissingFileError, StorageError, UnknownNameError
+from saelign.errors import (
+    DamagedError,
+    FormatError,
+    MissingFileError,
+    StorageError,
+    UnknownNameError,
+)
 
 FORMAT = 1
 """Version of the run folder that this package writes and reads."""

@@ -123,8 +123,8 @@ def check_rows(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         raise ShapeError(f"rows must be matched pairs, got shapes {x.shape} and {y.shape}")
     if len(x) < MIN_PAIRS:
         raise DegenerateError(
-            f"at least {MIN_PAIRS} pairs are needed to compare, got {len(x)}: loosen the filters or "
-            "use more text"
+            f"at least {MIN_PAIRS} pairs are needed to compare, got {len(x)}: loosen the filters "
+            "or use more text"
         )
     for name, matrix in (("x", x), ("y", y)):
         if not np.isfinite(matrix).all():
@@ -143,7 +143,7 @@ def score_comparison(
     null: str,
     permutations: Int[np.ndarray, "shuffle partner"],
 ) -> Score:
-    """A prepared comparison scored beside one null; shuffles are given, so measures can share them."""
+    """A prepared comparison beside one null; shuffles are given, so that measures share them."""
     null_scores = comparison.shuffled(permutations)
     moments = comparison.exact_moments() if null == "shuffle" else None
     mean, sd = moments or (float(null_scores.mean()), float(null_scores.std(ddof=1)))

@@ -194,7 +194,7 @@ def read_study(content: object, *, folder: Path) -> Study:
     version = content.pop("saelign", None)
     if version is None:
         raise FormatError(
-            f"a study must say its format in the key saelign, there is none: add `saelign: {FORMAT}`"
+            f"a study must say its format in the key saelign, it does not: add `saelign: {FORMAT}`"
         )
     if not isinstance(version, int) or version > FORMAT:
         raise FormatError(
@@ -223,9 +223,7 @@ def spelled_out(measure: object) -> dict[str, Any]:
     if isinstance(measure, Mapping) and len(measure) == 1:
         name, options = next(iter(measure.items()))
         return {"name": name, "options": dict(options or {})}
-    raise StudyError(
-        f"a measure must be a name or {{name: {{option: value}}}}, got {measure!r}"
-    )
+    raise StudyError(f"a measure must be a name or {{name: {{option: value}}}}, got {measure!r}")
 
 
 def study_keys(kind: type) -> list[str]:
@@ -279,9 +277,11 @@ def read_value(kind: Any, value: object, where: str) -> Any:
     elif kind is float:
         if isinstance(value, int | float) and not isinstance(value, bool):
             return float(value)
-    elif kind is Path:
-        return Path(str(value))
-    elif isinstance(value, kind) and (kind is bool or not isinstance(value, bool)):
+    elif (
+        isinstance(kind, type)
+        and isinstance(value, kind)
+        and (kind is bool or not isinstance(value, bool))
+    ):
         return value
     raise StudyError(f"{where} must be {told_type(kind)}, got {value!r}")
 
@@ -289,7 +289,10 @@ def read_value(kind: Any, value: object, where: str) -> Any:
 def told_type(kind: Any) -> str:
     """An annotation in words."""
     words = {
-        str: "text", int: "a whole number", float: "a number", bool: "true or false",
+        str: "text",
+        int: "a whole number",
+        float: "a number",
+        bool: "true or false",
         types.NoneType: "null",
     }
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
@@ -353,8 +356,10 @@ def check_study(study: Study) -> None:
         layers = model.layers
         if layers != "all" and (not layers or len(set(layers)) < len(layers)):
             raise StudyError(f"{where}.layers must be distinct layers, got {layers}")
-        if isinstance(model.saes, str) and "{layer}" not in model.saes and (
-            layers == "all" or len(layers) > 1
+        if (
+            isinstance(model.saes, str)
+            and "{layer}" not in model.saes
+            and (layers == "all" or len(layers) > 1)
         ):
             raise StudyError(
                 f"{where}.saes must hold {{layer}} when there are several layers, "

@@ -32,10 +32,8 @@ from saelign.activations.wiring import (
 from saelign.errors import ActivationError, TextError
 from saelign.models import d_model, find_blocks, residual_streams
 from saelign.saes import SAE, encode
+from saelign.saes.sae import in_parts
 from saelign.text import Tokens
-
-# Dense activations held at once: 128 MiB of float32, whatever the SAE's width.
-_DENSE_VALUES = 2**25
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -282,7 +280,7 @@ def _nonzero_activations(
 ) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     # Per part of the batch: non-zero activations a token, their features, their values.
     parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
-    for part in stream.split(max(1, _DENSE_VALUES // sae.d_sae)):
+    for part in in_parts(sae, stream):
         feature_acts = encode(sae, part)
         if feature_acts.device.type == "cpu":
             # numpy finds the non-zeros of a Boolean array several times faster than torch on a CPU.

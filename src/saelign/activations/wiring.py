@@ -10,7 +10,7 @@ from torch import Tensor
 
 from saelign.errors import ActivationError, WiringError
 from saelign.saes import SAE, SaeInfo, encode
-from saelign.saes.sae import reconstruct_from
+from saelign.saes.sae import in_parts, reconstruct_from
 
 MIN_EXPLAINED_VARIANCE = 0.3
 MAX_NEIGHBOUR_LEAD = 0.05
@@ -181,7 +181,7 @@ def _accumulate(
             sae = saes[own]
             for near in nears:
                 stream = streams[near]
-                for part in stream.split(max(1, 2**25 // sae.d_sae)):
+                for part in in_parts(sae, stream):
                     feature_acts = encode(sae, part)
                     error = part - reconstruct_from(sae, part, feature_acts)
                     errors[own, near] += float(error.double().square().sum())

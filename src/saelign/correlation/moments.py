@@ -22,6 +22,18 @@ Activations = Any
 METRICS = ("pearson", "cosine", "euclidean")
 
 
+def in_memory(acts: Activations) -> Any:
+    """The activations as scipy.sparse or numpy holds them; torch is not imported for it."""
+    if type(acts).__module__.split(".")[0] != "torch":
+        return acts if sp.issparse(acts) else np.asarray(acts)
+    tensor = acts.detach().cpu()
+    tensor = tensor.float() if tensor.element_size() < 4 else tensor
+    if str(tensor.layout) == "torch.strided":
+        return tensor.numpy()
+    tensor = tensor.to_sparse_coo().coalesce()
+    return sp.coo_array((tensor.values().numpy(), tuple(tensor.indices().numpy())), tensor.shape)
+
+
 def as_csr(acts: Activations, *, name: str = "activations") -> sp.csr_array:
     """The activations as a checked CSR array without explicit zeros.
 
@@ -33,24 +45,15 @@ def as_csr(acts: Activations, *, name: str = "activations") -> sp.csr_array:
         ShapeError: They are not two-dimensional.
         ActivationError: An entry is NaN or infinite; says which.
     """
-    if type(acts).__module__.split(".")[0] == "torch":  # a torch tensor, without importing torch
-        acts = acts.detach()
-        if acts.layout.__repr__() != "torch.strided":
-            acts = acts.to_sparse_coo().coalesce().cpu()
-            indices = acts.indices().numpy()
-            acts = sp.coo_array((acts.values().float().numpy(), indices), shape=tuple(acts.shape))
-        else:
-            acts = acts.float().cpu().numpy()
-    if not sp.issparse(acts):
-        acts = np.asarray(acts)
-    if acts.ndim != 2:
+    matrix = in_memory(acts)
+    if matrix.ndim != 2:
         raise ShapeError(
-            f"{name} must be tokens x features, got {acts.ndim} dimensions {tuple(acts.shape)}: "
-            "flatten documents and positions into one axis of tokens"
+            f"{name} must be tokens x features, got the shape {tuple(matrix.shape)}: flatten "
+            "documents and positions into one axis of tokens"
         )
-    if acts.dtype not in (np.float32, np.float64):  # integers, booleans, halves
-        acts = acts.astype(np.float64)
-    csr = sp.csr_array(acts)
+    if matrix.dtype not in (np.float32, np.float64):  # integers, booleans, halves
+        matrix = matrix.astype(np.float64)
+    csr = sp.csr_array(matrix)
     finite = np.isfinite(csr.data)
     if not finite.all():
         entry = int(np.flatnonzero(~finite)[0])

@@ -42,8 +42,8 @@ def trace_moments(
 
     Args:
         n: Size of the matrices.
-        a: Of A, symmetric and doubly centred: its trace, the trace of its square, and the sum of its
-            squared diagonal entries.
+        a: Of A, symmetric and doubly centred: its trace, the trace of its square, and the sum of
+            its squared diagonal entries.
         b: The same of B.
 
     Returns:

@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 from matplotlib.patches import Rectangle
 
 from saelign.results import Run, written
@@ -96,7 +97,7 @@ def write_figures(run: Run, *, progress: Callable[[int, int], None]) -> list[Pat
                 )
             )
     names = run.info.get("models", {})
-    labels = tuple(f"model {s.upper()}: {short(names[s]['name'])}" for s in ("a", "b"))
+    labels = tuple(model_label(side, names[side]["name"]) for side in ("a", "b"))
     drawn = []
     for done, (name, rows, table, title) in enumerate(jobs):
         progress(done, len(jobs))
@@ -105,9 +106,10 @@ def write_figures(run: Run, *, progress: Callable[[int, int], None]) -> list[Pat
     return drawn
 
 
-def short(name: str) -> str:
-    """The last part of a path or hub name."""
-    return Path(name).name
+def model_label(side: str, name: str) -> str:
+    """What an axis calls a model: its side and the last part of its path or hub name."""
+    last = Path(name).name
+    return side.upper() if last.upper() == side.upper() else f"{side.upper()} ({last})"
 
 
 def file_name(measure: str) -> str:
@@ -195,29 +197,50 @@ def overview_panels(scores: pd.DataFrame) -> list[list[Panel]]:
     return rows
 
 
+LEFT, RIGHT, BOTTOM, TOP, HEAD = 0.55, 0.62, 0.42, 0.28, 0.5
+"""Inches around a panel (the colour bar stands in RIGHT), and above all of them."""
+
+
 def write_figure(
     path: Path, rows: list[list[Panel]], table: pd.DataFrame, title: str, labels: Sequence[str]
 ) -> Path:
-    """Write a figure of panels as SVG and PNG, and its table as CSV; gives the PNG's path."""
+    """Write a figure of panels as SVG and PNG, and its table as CSV; gives the PNG's path.
+
+    Panels are placed by hand: all are of one size, and a layout engine takes as long as the rest.
+    """
     n_a, n_b = rows[0][0].grid.shape
-    width = max(2.2, 0.42 * min(n_b, MAX_ANNOTATED) + 1.0)
-    height = max(1.5, 0.34 * min(n_a, MAX_ANNOTATED) + 0.9)
+    width = 0.36 * min(max(n_b, 4), MAX_ANNOTATED)
+    height = 0.30 * min(max(n_a, 3), MAX_ANNOTATED)
+    total_width = len(rows[0]) * (LEFT + width + RIGHT)
+    total_height = len(rows) * (BOTTOM + height + TOP) + HEAD
     hatching = any(panel.hatched is not None for row in rows for panel in row)
     with mpl.rc_context({"font.size": 8, "svg.hashsalt": "saelign", "hatch.linewidth": 0.6}):
-        figure = Figure(
-            figsize=(width * len(rows[0]) + 0.3, height * len(rows) + 0.6), layout="constrained"
-        )
+        figure = Figure(figsize=(total_width, total_height))
         FigureCanvasAgg(figure)
-        axes = figure.subplots(len(rows), len(rows[0]), squeeze=False)
-        for row, row_axes in zip(rows, axes, strict=True):
-            for panel, ax in zip(row, row_axes, strict=True):
-                draw_panel(ax, panel)
-                figure.colorbar(ax.images[0], ax=ax, shrink=0.8, pad=0.02)
-            row_axes[0].set_ylabel(f"layer of {labels[0]}")
-        for ax in axes[-1]:
-            ax.set_xlabel(f"layer of {labels[1]}")
+
+        def axes_at(left: float, bottom: float, width: float, height: float) -> Axes:
+            return figure.add_axes(
+                (
+                    left / total_width,
+                    bottom / total_height,
+                    width / total_width,
+                    height / total_height,
+                )
+            )
+
+        for i, row in enumerate(rows):
+            bottom = (len(rows) - 1 - i) * (BOTTOM + height + TOP) + BOTTOM
+            for j, panel in enumerate(row):
+                left = j * (LEFT + width + RIGHT) + LEFT
+                ax = axes_at(left, bottom, width, height)
+                image = draw_panel(ax, panel)
+                figure.colorbar(image, cax=axes_at(left + width + 0.06, bottom, 0.09, height))
+                if j == 0:
+                    ax.set_ylabel(f"layer of {labels[0]}")
+                if i == len(rows) - 1:
+                    ax.set_xlabel(f"layer of {labels[1]}")
         note = "\nhatched: q ≥ 0.05, no better than chance after correction" if hatching else ""
-        figure.suptitle(title + note, fontsize=9)
+        figure.suptitle(title + note, fontsize=9, y=1 - 0.08 / total_height)
         for suffix, metadata in ((".svg", {"Date": None}), (".png", {})):
             with written(path.with_suffix(suffix)) as temporary:
                 figure.savefig(temporary, format=suffix[1:], dpi=150, metadata=metadata)
@@ -226,12 +249,14 @@ def write_figure(
     return path.with_suffix(".png")
 
 
-def draw_panel(ax: Axes, panel: Panel) -> None:
+def draw_panel(ax: Axes, panel: Panel) -> AxesImage:
     """One heat map: layers labelled, cells annotated while there is room, weak ones hatched."""
     values = panel.grid.to_numpy()
     colours = mpl.colormaps[panel.colours].with_extremes(bad="0.85")
-    image = ax.imshow(np.ma.masked_invalid(values), cmap=colours, norm=panel.norm, origin="lower")
-    ax.set_title(panel.title)
+    image = ax.imshow(
+        np.ma.masked_invalid(values), cmap=colours, norm=panel.norm, origin="lower", aspect="auto"
+    )
+    ax.set_title(panel.title, pad=4)
     ax.set_xticks(range(values.shape[1]), [str(layer) for layer in panel.grid.columns])
     ax.set_yticks(range(values.shape[0]), [str(layer) for layer in panel.grid.index])
     ax.tick_params(length=0)
@@ -244,18 +269,22 @@ def draw_panel(ax: Axes, panel: Panel) -> None:
                 Rectangle((j - 0.5, i - 0.5), 1, 1, fill=False, hatch="////", edgecolor="0.6", lw=0)
             )
     if max(values.shape) > MAX_ANNOTATED:
-        return
+        return image
     for (i, j), value in np.ndenumerate(values):
         if np.isfinite(value):
-            lightness = np.dot(image.cmap(image.norm(value))[:3], (0.30, 0.59, 0.11))
-            ink = "black" if lightness > 0.45 else "white"
-            ax.text(j, i, shown(value), ha="center", va="center", fontsize=5.5, color=ink)
+            red, green, blue, _ = colours(panel.norm(value))
+            ink = "black" if 0.30 * red + 0.59 * green + 0.11 * blue > 0.45 else "white"
+            text = shown(value, panel.norm)
+            ax.text(j, i, text, ha="center", va="center", fontsize=5.5, color=ink)
+    return image
 
 
-def shown(value: float) -> str:
-    """A number as a heat map's cell shows it."""
-    if value == int(value) and abs(value) >= 1:
-        return f"{int(value)}"
-    if 0 < abs(value) < 0.0095:
-        return f"{value:.0e}".replace("e-0", "e-")
-    return f"{value:.2f}".replace("0.", ".", 1)
+def shown(value: float, norm: Normalize) -> str:
+    """A number as a heat map's cell shows it, as fine as the range of colours makes useful."""
+    if isinstance(norm, LogNorm):
+        return f"{value:.2f}".lstrip("0") if value >= 0.01 else f"{value:.0e}".replace("e-0", "e-")
+    top = float(norm.vmax or 0)
+    if top > 10:
+        return f"{value:.0f}"
+    text = f"{value:.{3 if top < 0.2 else 2}f}"
+    return text.replace("0.", ".", 1).replace("-.000", ".000").replace("-.00", ".00")

@@ -1,5 +1,6 @@
 """Results as tables for a terminal."""
 
+import numpy as np
 import pandas as pd
 from rich.console import RenderableType
 from rich.table import Table
@@ -13,15 +14,18 @@ def grid_table(grid: pd.DataFrame, *, title: str, weak: pd.DataFrame | None = No
     table.add_column("A \\ B", style="bold", justify="right")
     for layer in grid.columns:
         table.add_column(str(layer), justify="right")
-    for layer, row in grid.iterrows():
-        cells = []
-        for column, value in row.items():
-            text = "-" if pd.isna(value) else f"{value:.3f}"
-            if weak is not None and not pd.isna(value) and bool(weak.loc[layer, column]):
-                text = f"({text})"
-            cells.append(text)
+    shaky = np.zeros(grid.shape, dtype=bool) if weak is None else weak.to_numpy()
+    for layer, row, flags in zip(grid.index, grid.to_numpy(dtype=float), shaky, strict=True):
+        cells = [cell_text(value, weak=flag) for value, flag in zip(row, flags, strict=True)]
         table.add_row(str(layer), *cells)
     return table
+
+
+def cell_text(value: float, *, weak: bool) -> str:
+    """A score as a terminal's grid shows it."""
+    if np.isnan(value):
+        return "-"
+    return f"({value:.3f})" if weak else f"{value:.3f}"
 
 
 def overview(run: Run, *, matching: str | None = None) -> list[RenderableType]:
@@ -52,7 +56,8 @@ def overview(run: Run, *, matching: str | None = None) -> list[RenderableType]:
                     weak=weak,
                 ),
                 grid_table(
-                    run.grid(measure, "null_mean", matching=name), title=f"{measure}, {name}: chance"
+                    run.grid(measure, "null_mean", matching=name),
+                    title=f"{measure}, {name}: chance",
                 ),
             ]
     parts += [f"[yellow]warning:[/] {warning}" for warning in info.get("warnings", [])]
@@ -72,7 +77,7 @@ def best_table(run: Run) -> Table:
         if len(scored) == 0:
             table.add_row(str(measure), str(matching), str(null), "-", "none scored")
             continue
-        best = scored.loc[scored["calibrated"].fillna(scored["score"]).idxmax()]
+        best = scored.iloc[int(scored["calibrated"].fillna(scored["score"]).argmax())]
         table.add_row(
             str(measure),
             str(matching),

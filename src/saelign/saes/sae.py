@@ -74,6 +74,15 @@ def encode(sae: SAE, x: Float[Tensor, "token d_model"]) -> Float32[Tensor, "toke
     return pre.relu_()
 
 
+def in_parts(sae: SAE, x: Float[Tensor, "token d_model"]) -> tuple[Float[Tensor, "_ d_model"], ...]:
+    """The tokens in consecutive parts, each small enough to be encoded densely.
+
+    8 MiB of activations where that is at least 512 tokens, since what stays in the cache is encoded
+    two to three times faster (1,536 features, two cores); fewer tokens only to stay under 256 MiB.
+    """
+    return x.split(max(2**21 // sae.d_sae, min(512, 2**26 // sae.d_sae), 1))
+
+
 @torch.inference_mode()
 def decode(
     sae: SAE, feature_acts: Float[Tensor, "token d_sae"]

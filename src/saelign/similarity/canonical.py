@@ -74,7 +74,9 @@ def leading_components(
     total = np.trace(gram)
     if n_components is None:
         held = np.cumsum(values) / total
-        n_components = int(np.searchsorted(held, variance)) + 1 if variance is not None else last + 1
+        n_components = (
+            int(np.searchsorted(held, variance)) + 1 if variance is not None else last + 1
+        )
     # Components beyond the rank are rounding; their directions would be noise.
     rank = int((values > len(gram) * np.finfo(np.float64).eps * total).sum())
     if not 1 <= n_components <= rank:
@@ -84,10 +86,7 @@ def leading_components(
             "ask for fewer components or match more pairs"
         )
     values, vectors = values[:n_components], vectors[:, :n_components]
-    if dual:
-        directions = weighted.T @ vectors / values
-    else:
-        directions = vectors / np.sqrt(values)
+    directions = weighted.T @ vectors / values if dual else vectors / np.sqrt(values)
     return Components(centred @ directions, directions)
 
 
@@ -214,9 +213,7 @@ def compare_canonically(
     )
 
 
-def compare_pc1(
-    x: Float64[np.ndarray, "pair d_x"], partners: Partners
-) -> CanonicalComparison:
+def compare_pc1(x: Float64[np.ndarray, "pair d_x"], partners: Partners) -> CanonicalComparison:
     """Both sides' first component."""
     return compare_canonically(x, partners, summary="mean", n_components=1)
 

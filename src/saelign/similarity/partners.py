@@ -2,7 +2,7 @@
 
 Shuffling the rows of Y would break up the duplicates that many-to-one matching makes, and the null
 would be of another kind than the score. Relabelling keeps them: the group of A features that share
-partner d goes as a whole to partner s(d). One-to-one is the case in which every group has one member.
+partner d goes as a whole to partner s(d). One-to-one is the case of groups of one.
 """
 
 from dataclasses import dataclass

@@ -144,10 +144,8 @@ class RsaComparison:
         for i, s in enumerate(permutations):
             levels = level_of[s[upper[0]], s[upper[1]]]
             often = np.bincount(levels, weights=stands, minlength=len(values))
-            if self.outer == "spearman":
-                height = np.cumsum(often) - (often - 1) / 2  # midranks
-            else:
-                height = values
+            midranks = np.cumsum(often) - (often - 1) / 2
+            height = midranks if self.outer == "spearman" else values
             mean = often @ height / total
             spread = np.sqrt(often @ (height - mean) ** 2 / total)
             scores[i] = grouped @ height[levels] / (spread * total)

@@ -45,6 +45,10 @@ class Tokenizer(Protocol):
 
     def __len__(self) -> int: ...
 
+    def decode(self, token_ids: Any, **options: Any) -> str:
+        """The text of ids."""
+        ...
+
     def get_vocab(self) -> dict[str, int]:
         """The id of every token."""
         ...

@@ -1,0 +1,34 @@
+# make demo: a finished comparison of two language models in saelign-demo/, from a fresh checkout.
+# make test: format, lint, types, imports and tests; the same command that CI runs.
+
+PYTHON ?= python3
+BIN := .venv/bin
+OUT ?= saelign-demo
+
+.PHONY: demo setup test clean
+
+demo: setup
+	$(BIN)/saelign demo --out $(OUT)
+
+setup: .venv/.installed
+
+test: .venv/.installed-dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/lint-imports
+	$(BIN)/basedpyright
+	$(BIN)/python -m pytest
+
+.venv/bin/python:
+	$(PYTHON) -m venv .venv
+
+.venv/.installed: .venv/bin/python pyproject.toml constraints.txt
+	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e .
+	touch $@
+
+.venv/.installed-dev: .venv/.installed
+	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e ".[dev]"
+	touch $@
+
+clean:
+	rm -rf .venv build dist saelign-demo src/*.egg-info
