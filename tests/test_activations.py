@@ -445,3 +445,12 @@ def test_nothing_but_the_store_is_written(tmp_path, monkeypatch):
     assert not list(Path.cwd().iterdir())
     names = {path.name for path in (tmp_path / "store").rglob("*") if path.is_file()}
     assert all(name == "manifest.json" or name.endswith(".safetensors") for name in names)
+
+
+def test_padding_on_the_left_is_not_attended_to(tmp_path):
+    attended = np.ones(TOKENS.input_ids.shape, dtype=bool)
+    attended[::3, :4] = False
+    tokens = replace(TOKENS, attended=attended, kept=attended & (TOKENS.input_ids != 0))
+    matrix = Study(tmp_path).collect(tokens=tokens)[2].concatenated()
+    expected = encode(lossless_sae(), streams_of(tiny_model("gpt_neox"), [2], tokens)[2])
+    np.testing.assert_allclose(matrix.toarray(), expected, atol=1e-5)

@@ -1,6 +1,6 @@
 """A measure on matched rows, with what chance alone would give: never one without the other."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,8 @@ from saelign.similarity import MEASURES, Comparison, Measure
 from saelign.similarity.partners import Partners, partners_of
 
 MIN_PAIRS = 3
+ROUNDING = 1e-12
+"""Scores that differ by less are the same."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,12 +57,14 @@ class Score:
     @property
     def n_reaching(self) -> int:
         """Shuffles that score as high as the matched rows, up to rounding."""
-        return int((self.null_scores >= self.score - 1e-12).sum())
+        return int((self.null_scores >= self.score - ROUNDING).sum())
 
     @property
     def z(self) -> float:
         """Standard deviations above the null mean; NaN when the null has no spread."""
-        return (self.score - self.null_mean) / self.null_sd if self.null_sd > 0 else float("nan")
+        if not self.null_sd > ROUNDING:
+            return float("nan")
+        return (self.score - self.null_mean) / self.null_sd
 
     @property
     def p_bound(self) -> float:
@@ -173,7 +177,8 @@ def null_permutations(
 
     Raises:
         UnknownNameError: No such null.
-        DegenerateError: Fewer than 2 permutations, or `rate_matched` without firing rates.
+        DegenerateError: Fewer than 2 permutations, or `rate_matched` without firing rates or with
+            rates that are not those of the features to be relabelled.
     """
     if null not in NULLS:
         raise UnknownNameError.of("null", null, NULLS)
@@ -185,8 +190,14 @@ def null_permutations(
             raise DegenerateError(
                 "the null rate_matched needs firing_rates, one for each pair's feature of B"
             )
+        rates = np.asarray(firing_rates, dtype=np.float64)
         _, first = np.unique(partners.held, return_index=True)
-        strata = rate_deciles(np.asarray(firing_rates, dtype=np.float64)[first])
+        if not np.array_equal(rates, rates[first][partners.held]):  # nor is NaN equal to itself
+            raise DegenerateError(
+                "firing_rates must be finite, and the same for pairs that share a feature: give "
+                "those of the side whose features repeat"
+            )
+        strata = rate_deciles(rates[first])
     return draw_permutations(len(partners.rows), n_permutations, rng=rng, strata=strata)
 
 
@@ -229,15 +240,19 @@ def score(
     entry = check_measure(measure, options)
     x, y = check_rows(x, y)
     partners = partners_of(y)
-    if partners.is_one_to_one and not partners_of(x).is_one_to_one:
+    swapped = partners.is_one_to_one and not partners_of(x).is_one_to_one
+    if swapped:
         x, partners = y, partners_of(x)
     permutations = null_permutations(
         null, partners, firing_rates, n_permutations=n_permutations, rng=rng
     )
-    return score_comparison(
+    scored = score_comparison(
         entry.compare(x, partners, **options),
         partners,
         measure=measure,
         null=null,
         permutations=permutations,
     )
+    if swapped and scored.components is not None:
+        return replace(scored, components=scored.components[::-1])
+    return scored

@@ -1,9 +1,13 @@
 """The one loop that has to be compiled: the product of two sparse matrices, kept dense."""
 
+from typing import no_type_check
+
 import numba
 import numpy as np
 
 
+# Run-time type checks, as the tests switch them on, cannot be compiled.
+@no_type_check
 @numba.njit(parallel=True, cache=True, nogil=True)
 def add_cross_products(
     starts_a: np.ndarray,

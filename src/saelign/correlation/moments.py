@@ -92,15 +92,26 @@ class FeatureMoments:
         """The moments of one chunk of tokens."""
         n_features = int(acts.shape[1])
         values = acts.data.astype(np.float64)
+        total = np.bincount(acts.indices, weights=values, minlength=n_features)
+        squares = np.bincount(acts.indices, weights=values * values, minlength=n_features)
         return cls(
             n_tokens=int(acts.shape[0]),
             n_active=np.bincount(acts.indices, minlength=n_features).astype(np.int64),
-            total=np.bincount(acts.indices, weights=values, minlength=n_features),
-            squares=np.bincount(acts.indices, weights=values * values, minlength=n_features),
+            total=total.astype(np.float64),  # of nothing at all bincount gives integers
+            squares=squares.astype(np.float64),
         )
 
     def __add__(self, other: "FeatureMoments") -> "FeatureMoments":
-        """The moments of both sets of tokens together."""
+        """The moments of both sets of tokens together.
+
+        Raises:
+            ShapeError: They are not moments of the same features.
+        """
+        if len(self.total) != len(other.total):
+            raise ShapeError(
+                f"chunks must have the same features, got {len(self.total)} "
+                f"and then {len(other.total)}"
+            )
         return FeatureMoments(
             n_tokens=self.n_tokens + other.n_tokens,
             n_active=self.n_active + other.n_active,
@@ -110,10 +121,13 @@ class FeatureMoments:
 
     @property
     def centred_squares(self) -> Float64[np.ndarray, "feature"]:
-        """Sum of squared deviations from the mean; exactly 0 for a constant feature."""
+        """Sum of squared deviations from the mean; exactly 0 for a constant feature.
+
+        A feature whose spread is so small beside its mean that rounding could have made it counts
+        as constant: over n active tokens the two sums are certain to about n eps, no better.
+        """
         deviations = self.squares - self.total**2 / self.n_tokens
-        # What rounding alone leaves of a constant feature is no variance.
-        rounding = 8 * np.finfo(np.float64).eps * self.squares
+        rounding = (8 + 2 * self.n_active) * np.finfo(np.float64).eps * self.squares
         return np.where(deviations > rounding, deviations, 0.0)
 
 
@@ -221,14 +235,15 @@ def correlation_of(moments: CrossMoments, *, metric: str = "pearson") -> Correla
     if metric not in METRICS:
         raise UnknownNameError.of("metric", metric, METRICS)
     a, b, n = moments.a, moments.b, moments.a.n_tokens
-    spread = np.sqrt(np.outer(a.centred_squares, b.centred_squares))
+    # Roots first: the product of the squares can leave the range of float64.
+    spread = np.outer(np.sqrt(a.centred_squares), np.sqrt(b.centred_squares))
     pearson = moments.products - np.outer(a.total / n, b.total)
     with np.errstate(divide="ignore", invalid="ignore"):
         pearson /= spread
         pearson[spread == 0] = np.nan
         np.clip(pearson, -1, 1, out=pearson)
         if metric == "cosine":
-            similarity = moments.products / np.sqrt(np.outer(a.squares, b.squares))
+            similarity = moments.products / np.outer(np.sqrt(a.squares), np.sqrt(b.squares))
             similarity[np.isnan(pearson)] = np.nan
         elif metric == "euclidean":
             similarity = -np.sqrt(2 * n * (1 - pearson))

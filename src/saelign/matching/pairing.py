@@ -71,18 +71,21 @@ def match(
     """
     if how not in MATCHINGS:
         raise UnknownNameError.of("matching", how, MATCHINGS)
-    features_a = np.flatnonzero(correlation.pairable_a(max(1, min_active_tokens)))
-    features_b = np.flatnonzero(correlation.pairable_b(max(1, min_active_tokens)))
-    for side, features, n_active in (
-        ("A", features_a, correlation.n_active_a),
-        ("B", features_b, correlation.n_active_b),
-    ):
-        if len(features) == 0:
+    min_active_tokens = max(1, min_active_tokens)
+    for side, n_active in (("A", correlation.n_active_a), ("B", correlation.n_active_b)):
+        if n_active.max(initial=0) < min_active_tokens:
             raise ActivationError(
                 f"model {side} must have a feature active on at least {min_active_tokens} of "
                 f"{correlation.n_tokens} tokens, the most active of {len(n_active)} has "
                 f"{n_active.max(initial=0)}: use more text or lower min_active_tokens"
             )
+    features_a = np.flatnonzero(correlation.pairable_a(min_active_tokens))
+    features_b = np.flatnonzero(correlation.pairable_b(min_active_tokens))
+    if len(features_a) == 0 or len(features_b) == 0:
+        raise ActivationError(
+            "both models must have a feature that is active often enough and not constant, "
+            f"got {len(features_a)} of A and {len(features_b)} of B: use more text"
+        )
     similarity = correlation.similarity[np.ix_(features_a, features_b)]
     best_b, best_a = similarity.argmax(axis=1), similarity.argmax(axis=0)
     if how == "one_to_one":

@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from logging import ERROR, getLogger
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,8 @@ def load_config(name: str, *, revision: str | None = None) -> PretrainedConfig:
     """
     is_folder = Path(name).is_dir()
     try:
-        return AutoConfig.from_pretrained(name, revision=revision, local_files_only=is_folder)
+        with _silence():
+            return AutoConfig.from_pretrained(name, revision=revision, local_files_only=is_folder)
     # Whatever transformers raises here (a dozen classes, by version), it could not be loaded.
     except Exception as error:
         raise _unloadable(name, error) from error
@@ -132,13 +134,18 @@ def _first_line(error: BaseException) -> str:
 
 @contextmanager
 def _silence() -> Iterator[None]:
-    # The bar and the load report would stand between a study's own lines of progress.
+    # The bar, the load report and the hub's retries (six lines in 25 s without a network) would
+    # stand between a study's own lines of progress.
+    hub = getLogger("huggingface_hub")
+    hub_level = hub.level
     verbosity, had_bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    hub.setLevel(ERROR)
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
         yield
     finally:
+        hub.setLevel(hub_level)
         logging.set_verbosity(verbosity)
         if had_bar:
             logging.enable_progress_bar()

@@ -66,28 +66,50 @@ def leading_components(
     dual = weighted.shape[0] < weighted.shape[1]
     gram = weighted @ weighted.T if dual else weighted.T @ weighted
     last = len(gram) - 1
-    if n_components is not None and n_components <= len(gram):
+    if n_components is not None and 1 <= n_components <= len(gram):
         values, vectors = scipy.linalg.eigh(gram, subset_by_index=(len(gram) - n_components, last))
     else:
         values, vectors = scipy.linalg.eigh(gram)
     values, vectors = values[::-1], vectors[:, ::-1]
     total = np.trace(gram)
-    if n_components is None:
-        held = np.cumsum(values) / total
-        n_components = (
-            int(np.searchsorted(held, variance)) + 1 if variance is not None else last + 1
-        )
     # Components beyond the rank are rounding; their directions would be noise.
     rank = int((values > len(gram) * np.finfo(np.float64).eps * total).sum())
-    if not 1 <= n_components <= rank:
-        raise DegenerateError(
-            f"n_components must lie between 1 and the rank of the matched rows, got {n_components} "
-            f"for {int(weight.sum())} pairs ({len(rows)} distinct) of width {rows.shape[1]}: "
-            "ask for fewer components or match more pairs"
-        )
+    if n_components is None:
+        n_components = n_holding(values[:rank], 1.0 if variance is None else variance)
+    check_rank(n_components, rank, rows, int(weight.sum()))
     values, vectors = values[:n_components], vectors[:, :n_components]
     directions = weighted.T @ vectors / values if dual else vectors / np.sqrt(values)
     return Components(centred @ directions, directions)
+
+
+def n_holding(variances: Float64[np.ndarray, "component"], fraction: float) -> int:
+    """How many components, largest first, hold at least that fraction of the variance."""
+    if len(variances) == 0:
+        return 0
+    held = np.cumsum(variances)
+    return int(np.searchsorted(held, fraction * held[-1])) + 1
+
+
+def check_choice(n_components: int | None, variance: float | None) -> None:
+    """Refuse both ways of choosing components at once, and fractions that are none."""
+    if n_components is not None and variance is not None:
+        raise DegenerateError(
+            f"either n_components or variance must be given, got both ({n_components}, {variance})"
+        )
+    if variance is not None and not 0 < variance <= 1:
+        raise DegenerateError(f"variance must be a fraction in (0, 1], got {variance}")
+
+
+def check_rank(
+    n_components: int, rank: int, rows: Float64[np.ndarray, "row d"], n_pairs: int
+) -> None:
+    """Refuse components that the rows do not have."""
+    if not 1 <= n_components <= rank:
+        raise DegenerateError(
+            f"n_components must lie between 1 and the rank of the matched rows, {rank}, got "
+            f"{n_components} for {n_pairs} pairs ({len(rows)} distinct) of width {rows.shape[1]}: "
+            "ask for fewer components or match more pairs"
+        )
 
 
 def check_surplus(k1: int, k2: int, n_pairs: int) -> None:
@@ -101,14 +123,14 @@ def check_surplus(k1: int, k2: int, n_pairs: int) -> None:
 
 
 def summarise(
-    overlap: Float64[np.ndarray, "*shuffle k1 k2"], summary: Summary
-) -> Float64[np.ndarray, "*shuffle"]:
-    """The mean, or mean square, of the canonical correlations that the products of bases hold."""
+    overlaps: Float64[np.ndarray, "shuffle k1 k2"], summary: Summary
+) -> Float64[np.ndarray, "shuffle"]:
+    """The mean, or mean square, of the canonical correlations that each product of bases holds."""
     if summary == "mean_square":
-        return (overlap**2).sum(axis=(-2, -1)) / min(overlap.shape[-2:])
-    if overlap.shape[-2:] == (1, 1):
-        return np.minimum(np.abs(overlap[..., 0, 0]), 1.0)
-    return np.minimum(np.linalg.svd(overlap, compute_uv=False), 1.0).mean(axis=-1)
+        return (overlaps**2).sum(axis=(1, 2)) / min(overlaps.shape[1:])
+    if overlaps.shape[1:] == (1, 1):
+        return np.minimum(np.abs(overlaps[:, 0, 0]), 1.0)
+    return np.minimum(np.linalg.svd(overlaps, compute_uv=False), 1.0).mean(axis=1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,7 +152,7 @@ class CanonicalComparison:
     def score(self) -> float:
         """The measure on the rows as they are matched."""
         overlap = self.x.basis.T @ self.y.basis[self.partners.held]
-        return float(summarise(overlap, self.summary))
+        return float(summarise(overlap[None], self.summary)[0])
 
     def shuffled(
         self, permutations: Int[np.ndarray, "shuffle partner"]
@@ -145,13 +167,13 @@ class CanonicalComparison:
             return summarise(overlaps, self.summary)
         # With repeated partners Y itself changes, and its components with it.
         rows, counts = self.partners.rows, self.partners.counts
-        scores = np.empty(len(permutations))
-        for i, s in enumerate(permutations):
+        scores = []
+        for s in permutations:
             y = leading_components(
                 rows[s], counts, n_components=self.n_components, variance=self.variance
             )
-            scores[i] = summarise(sums.T @ y.basis, self.summary)
-        return scores
+            scores.append(summarise((sums.T @ y.basis)[None], self.summary))
+        return np.concatenate(scores)
 
     def exact_moments(self) -> tuple[float, float] | None:
         """Mean and standard deviation over all shuffles; only the mean square has them."""
@@ -167,8 +189,8 @@ def canonical_moments(
     k1, k2 = u.shape[1], w.shape[1]
     moments = trace_moments(
         len(u),
-        (k1, k1, float(((u**2).sum(axis=1) ** 2).sum())),
-        (k2, k2, float(((w**2).sum(axis=1) ** 2).sum())),
+        (float(k1), float(k1), float(((u**2).sum(axis=1) ** 2).sum())),
+        (float(k2), float(k2), float(((w**2).sum(axis=1) ** 2).sum())),
     )
     if moments is None:
         return None
@@ -190,12 +212,7 @@ def compare_canonically(
         DegenerateError: Fewer components than asked for, both `n_components` and `variance` asked
             for, or so many that some correlations would be 1 for any data.
     """
-    if n_components is not None and variance is not None:
-        raise DegenerateError(
-            f"either n_components or variance must be given, got both ({n_components}, {variance})"
-        )
-    if variance is not None and not 0 < variance <= 1:
-        raise DegenerateError(f"variance must be a fraction in (0, 1], got {variance}")
+    check_choice(n_components, variance)
     if n_components is None and variance is None:
         n_components = default_n_components(len(x), x.shape[1], partners.rows.shape[1])
     side_x = leading_components(x, n_components=n_components, variance=variance)
@@ -233,16 +250,20 @@ def canonical_correlations(
         n_components: Components kept on either side, or
         variance: the fraction of variance that they must hold; min(20, K // 5) if neither.
 
+    Raises:
+        DegenerateError: As `compare_canonically`.
+
     Source: Raghu et al. (2017), "SVCCA".
     """
-    if n_components is None:
+    check_choice(n_components, variance)
+    if n_components is None and variance is None:
         n_components = default_n_components(len(x), x.shape[1], y.shape[1])
     bases = []
     for rows in (x, y):
         u, s, _ = np.linalg.svd(rows - rows.mean(axis=0), full_matrices=False)
-        k = n_components
-        if variance is not None:
-            k = int(np.searchsorted(np.cumsum(s**2) / (s**2).sum(), variance)) + 1
+        rank = int((s > max(rows.shape) * np.finfo(np.float64).eps * s[0]).sum())
+        k = n_holding(s[:rank] ** 2, variance) if n_components is None else n_components
+        check_rank(k, rank, rows, len(x))
         bases.append(u[:, :k])
     check_surplus(bases[0].shape[1], bases[1].shape[1], len(x))
     return np.minimum(np.linalg.svd(bases[0].T @ bases[1], compute_uv=False), 1.0)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float64, Int
@@ -16,6 +16,7 @@ Invariance = Literal["rotation", "scale", "shift", "row_scale"]
 row_scale: a positive factor for each row."""
 
 
+@runtime_checkable
 class Comparison(Protocol):
     """Matched rows, with everything done that a shuffle leaves as it is."""
 

@@ -1,9 +1,13 @@
 """The compiled loop of measures that compare two K x K matrices under a permutation."""
 
+from typing import no_type_check
+
 import numba
 import numpy as np
 
 
+# Run-time type checks, as the tests switch them on, cannot be compiled.
+@no_type_check
 @numba.njit(parallel=True, cache=True, nogil=True)
 def permuted_sums(a: np.ndarray, b: np.ndarray, permutations: np.ndarray) -> np.ndarray:
     """For each permutation p the sum over i, j of a[i, j] b[p[i], p[j]]; both symmetric.

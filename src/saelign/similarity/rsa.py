@@ -37,6 +37,7 @@ def similarity_matrix(
         DegenerateError: A row has no direction (all zero, or constant under `pearson`).
     """
     if inner == "euclidean":
+        rows = rows - rows.mean(axis=0)  # distances stay, rounding shrinks
         squares = (rows**2).sum(axis=1)
         distances = squares[:, None] + squares[None, :] - 2 * (rows @ rows.T)
         alike = -np.sqrt(np.maximum(distances, 0))
@@ -67,15 +68,15 @@ def standardised(
     """
     upper = np.triu_indices(len(alike), 1)
     values = alike[upper]
-    if outer == "spearman":
-        values = scipy.stats.rankdata(values)
-    spread = values.std()
-    if not spread > 0:
+    # Ranks would blow up what is only rounding, as between orthonormal rows.
+    if not np.ptp(values) > 1e-12 * np.abs(alike).max():
         raise DegenerateError(
             f"similarities must differ between pairs of rows, all {len(values)} are equal"
         )
+    if outer == "spearman":
+        values = scipy.stats.rankdata(values)
     result = np.zeros_like(alike)
-    result[upper] = (values - values.mean()) / spread
+    result[upper] = (values - values.mean()) / values.std()
     return result + result.T
 
 

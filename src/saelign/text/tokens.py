@@ -4,6 +4,7 @@ Imports neither torch nor transformers: a stored run can be read without them.
 """
 
 import hashlib
+import logging
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -178,6 +179,9 @@ def load_tokenizer(name: str, revision: str | None = None) -> Tokenizer:
     from transformers import AutoTokenizer
 
     is_folder = Path(name).is_dir()
+    hub = logging.getLogger("huggingface_hub")
+    hub_level = hub.level
+    hub.setLevel(logging.ERROR)  # it would print each of its retries
     try:
         return AutoTokenizer.from_pretrained(name, revision=revision, local_files_only=is_folder)
     # Whatever transformers raises here (a dozen classes, by version), it could not be loaded.
@@ -191,6 +195,8 @@ def load_tokenizer(name: str, revision: str | None = None) -> Tokenizer:
             f"tokenizer {name!r} is neither a folder nor reachable on the Hugging Face hub: "
             f"{reason}"
         ) from error
+    finally:
+        hub.setLevel(hub_level)
 
 
 def check_same_tokenizer(
