@@ -2,7 +2,6 @@
 
 import dataclasses
 import shutil
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +41,7 @@ def small_study(store: Path, **changes: Any) -> Study:
         model_a=dataclasses.replace(study.model_a, layers=[1, 4]),
         model_b=dataclasses.replace(study.model_b, layers=[1, 5]),
         text=dataclasses.replace(study.text, tokens=6000),
-        nulls={"shuffle": 49, "rate_matched": 49},
+        nulls={"shuffle": 19, "rate_matched": 19},
         matching=["one_to_one", "many_to_one", "one_to_many"],
         output=OutputStudy(store=str(store)),
         **changes,
@@ -70,7 +69,7 @@ def test_every_cell_is_scored_by_every_measure_beside_every_null(finished: Run) 
 
 def test_trained_models_are_alike_above_chance(finished: Run) -> None:
     rsa = finished.grid("rsa", "p", matching="one_to_one", null="rate_matched")
-    assert (rsa.to_numpy() <= 0.02 + 1e-9).all()
+    assert (rsa.to_numpy() <= 0.05).all()
 
 
 def test_a_grid_is_layers_of_a_by_layers_of_b(finished: Run) -> None:
@@ -82,7 +81,9 @@ def test_a_grid_is_layers_of_a_by_layers_of_b(finished: Run) -> None:
 
 def test_dropped_pairs_stay_with_their_reason(finished: Run) -> None:
     pairs = finished.pairs(4, 5)
-    cell = finished.cells.query("layer_a == 4 and layer_b == 5 and matching == 'one_to_one'").iloc[0]
+    cell = finished.cells.query("layer_a == 4 and layer_b == 5 and matching == 'one_to_one'").iloc[
+        0
+    ]
     assert len(pairs) == cell["n_pairs"]
     assert pairs["kept"].sum() == cell["n_kept"]
     assert set(pairs.loc[~pairs["kept"], "reason"]) <= {
@@ -154,7 +155,9 @@ def test_changing_one_decoder_row_changes_the_scores(
     study = small_study(store)
     study = dataclasses.replace(
         study,
-        model_b=dataclasses.replace(study.model_b, saes=f"{tmp_path}/sae_B/layer_{{layer}}.safetensors"),
+        model_b=dataclasses.replace(
+            study.model_b, saes=f"{tmp_path}/sae_B/layer_{{layer}}.safetensors"
+        ),
     )
     changed = run(study, out=tmp_path / "changed")
     for measure in ("svcca", "rsa", "cka"):
@@ -184,7 +187,9 @@ def test_a_model_against_itself_scores_one_on_the_diagonal(store: Path, tmp_path
     assert np.diag(same.grid("mean_correlation")) == pytest.approx(1, abs=1e-9)
 
 
-def test_swapping_the_models_transposes_one_to_one(finished: Run, store: Path, tmp_path: Path) -> None:
+def test_swapping_the_models_transposes_one_to_one(
+    finished: Run, store: Path, tmp_path: Path
+) -> None:
     study = small_study(store)
     study = dataclasses.replace(
         study, model_a=study.model_b, model_b=study.model_a, matching=["many_to_one", "one_to_many"]
@@ -192,7 +197,7 @@ def test_swapping_the_models_transposes_one_to_one(finished: Run, store: Path, t
     swapped = run(study, out=tmp_path / "swapped")
     for there, here in (("many_to_one", "one_to_many"), ("one_to_many", "many_to_one")):
         before = finished.grid("rsa", matching=there).to_numpy()
-        assert swapped.grid("rsa", matching=here).to_numpy().T == pytest.approx(before, abs=1e-9)
+        assert pytest.approx(before, abs=1e-9) == swapped.grid("rsa", matching=here).to_numpy().T
 
 
 def test_a_killed_run_continues_with_what_is_stored(
@@ -261,17 +266,16 @@ def test_too_little_text_says_how_much_there_is(store: Path, tmp_path: Path) -> 
         check(dataclasses.replace(study, text=text))
 
 
-def test_a_cell_with_too_few_pairs_keeps_its_place_with_a_note(store: Path, tmp_path: Path) -> None:
-    study = small_study(store, filters=Filters(min_correlation=0.95))
-    study = dataclasses.replace(study, matching=["one_to_one"])
-    try:
-        scores = run(study, out=tmp_path / "out").scores
-    except DegenerateError as error:
-        assert "at least one layer pair must be scored, none of 4 could be" in str(error)
-        scores = saelign.open_run(tmp_path / "out").scores
-    unscored = scores[scores["score"].isna()]
-    assert len(unscored)
-    assert unscored["note"].str.contains("at least 3 pairs are needed|n_components").all()
+def test_when_no_cell_can_be_scored_the_pairs_and_reasons_are_still_there(
+    store: Path, tmp_path: Path
+) -> None:
+    study = small_study(store, filters=Filters(min_correlation=0.9999))
+    with pytest.raises(DegenerateError, match="at least one layer pair must be scored, none of 12"):
+        run(study, out=tmp_path / "out")
+    left = saelign.open_run(tmp_path / "out")
+    assert left.scores["note"].str.contains("at least 3 pairs are needed").all()
+    assert "12 of 12 cells kept fewer than 3 pairs" in left.info["warnings"]
+    assert (left.pairs(4, 5)["reason"] != "").all()
 
 
 def test_components_that_must_meet_are_refused_cell_by_cell(store: Path, tmp_path: Path) -> None:
@@ -288,14 +292,10 @@ def test_components_that_must_meet_are_refused_cell_by_cell(store: Path, tmp_pat
     assert scores.loc[scores["measure"] == "rsa", "score"].notna().all()
 
 
-def test_a_damaged_shard_is_named_and_nothing_is_overwritten(
-    finished: Run, store: Path, tmp_path: Path
-) -> None:
+def test_a_damaged_shard_is_named_and_nothing_is_overwritten(store: Path, tmp_path: Path) -> None:
+    run(small_study(store), out=tmp_path / "before")
     copy = tmp_path / "store"
     shutil.copytree(store, copy)
-    shard = sorted(copy.rglob("shard-*.safetensors"))[0]
-    content = bytearray(shard.read_bytes())
-    content[-5] ^= 255
     for path in copy.rglob("shard-*.safetensors"):
         damaged = bytearray(path.read_bytes())
         damaged[-5] ^= 255
@@ -314,7 +314,9 @@ def test_a_folder_that_cannot_be_written_is_refused_before_any_work(
 
 def test_a_run_is_not_written_over_that_of_another_study(finished: Run, store: Path) -> None:
     other = small_study(store, metric="cosine")
-    with pytest.raises(StudyError, match="holds the run of another study: choose another with --out"):
+    with pytest.raises(
+        StudyError, match="holds the run of another study: choose another with --out"
+    ):
         check(other, out=finished.folder)
 
 
@@ -335,9 +337,7 @@ def test_the_store_is_the_studys_else_the_environments_else_a_users_cache(
     assert check(study).store == tmp_path / "cache" / "saelign" / "activations"
 
 
-def test_infinite_activations_name_layer_and_token(
-    model_folder: Callable[[str], Path], tmp_path: Path
-) -> None:
+def test_infinite_activations_name_layer_and_token(tmp_path: Path) -> None:
     from conftest import lossless_sae, random_tokens, tiny_model
 
     model = tiny_model("gpt_neox")
@@ -357,7 +357,8 @@ def test_infinite_activations_name_layer_and_token(
 
 
 @pytest.fixture(autouse=True)
-def _home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+def _apart(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No user's cache is touched, and figures are drawn once, by the module's own run."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.delenv("SAELIGN_STORE", raising=False)
-    yield
+    monkeypatch.setattr(saelign.pipeline, "write_figures", lambda *_, **__: [])

@@ -62,7 +62,11 @@ def test_paths_start_at_the_study_files_folder(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "error", "words"),
     [
-        ({"modle_a": {}}, UnknownNameError, "unknown key of study 'modle_a' (did you mean 'model_a'?)"),
+        (
+            {"modle_a": {}},
+            UnknownNameError,
+            "unknown key of study 'modle_a' (did you mean 'model_a'?)",
+        ),
         ({"folder": "x"}, UnknownNameError, "unknown key of study 'folder'"),
         (
             {"text": {"source": "t", "token": 5000}},
@@ -82,9 +86,17 @@ def test_paths_start_at_the_study_files_folder(tmp_path: Path) -> None:
         ),
         ({"measures": ["rsa", "rsa"]}, StudyError, "measures must not repeat an entry"),
         ({"measures": "rsa"}, StudyError, "measures must be a list, got 'rsa'"),
-        ({"measures": [["rsa"]]}, StudyError, "a measure must be a name or {name: {option: value}}"),
+        (
+            {"measures": [["rsa"]]},
+            StudyError,
+            "a measure must be a name or {name: {option: value}}",
+        ),
         ({"measures": []}, StudyError, "measures must have at least one entry"),
-        ({"nulls": {"shufle": 10}}, UnknownNameError, "unknown null 'shufle' (did you mean 'shuffle'?)"),
+        (
+            {"nulls": {"shufle": 10}},
+            UnknownNameError,
+            "unknown null 'shufle' (did you mean 'shuffle'?)",
+        ),
         ({"nulls": {"shuffle": 1}}, StudyError, "nulls.shuffle must be at least 2, got 1"),
         ({"metric": "spearman"}, UnknownNameError, "unknown metric 'spearman'"),
         ({"matching": ["one_to_two"]}, UnknownNameError, "unknown matching 'one_to_two'"),

@@ -37,7 +37,7 @@ def similarity_matrix(
         DegenerateError: A row has no direction (all zero, or constant under `pearson`).
     """
     if inner == "euclidean":
-        rows = rows - rows.mean(axis=0)  # distances stay, rounding shrinks
+        rows = rows - rows[0]  # distances stay, what all rows share does not drown them
         squares = (rows**2).sum(axis=1)
         distances = squares[:, None] + squares[None, :] - 2 * (rows @ rows.T)
         alike = -np.sqrt(np.maximum(distances, 0))

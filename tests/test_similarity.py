@@ -1,0 +1,496 @@
+"""Every measure against its definition, another library, and what it claims to ignore."""
+
+import re
+import warnings
+from typing import get_args
+
+import numpy as np
+import pytest
+import scipy.stats
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.spatial.distance import pdist, squareform
+from sklearn.cross_decomposition import CCA
+from sklearn.decomposition import PCA
+
+from saelign.errors import DegenerateError, UnknownNameError
+from saelign.similarity import MEASURES, cka, pc1, rsa, svcca, svcca_r2
+from saelign.similarity.measures import Invariance
+from saelign.similarity.partners import partners_of
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    import rsatoolbox
+
+OPTIONS = [
+    ("pc1", {}),
+    ("svcca", {}),
+    ("svcca", {"n_components": 3}),
+    ("svcca", {"variance": 0.8}),
+    ("svcca_r2", {}),
+    ("svcca_r2", {"n_components": 4}),
+    ("svcca_r2", {"variance": 0.6}),
+    ("rsa", {}),
+    ("rsa", {"outer": "pearson"}),
+    ("rsa", {"inner": "pearson"}),
+    ("rsa", {"inner": "pearson", "outer": "pearson"}),
+    ("rsa", {"inner": "euclidean"}),
+    ("rsa", {"inner": "euclidean", "outer": "pearson"}),
+    ("cka", {}),
+]
+NAMED = [pytest.param(m, o, id="-".join([m, *map(str, o.values())])) for m, o in OPTIONS]
+
+
+def related_rows(
+    seed: int, n_pairs: int = 60, d_x: int = 12, d_y: int = 9
+) -> tuple[np.ndarray, np.ndarray]:
+    """Rows that share a little, with variances and means that differ between dimensions."""
+    rng = np.random.default_rng(seed)
+    shared = rng.normal(size=(n_pairs, 4))
+    sides = []
+    for d in (d_x, d_y):
+        rows = shared @ rng.normal(size=(4, d)) + 2 * rng.normal(size=(n_pairs, d))
+        sides.append(rows * rng.uniform(0.3, 3, size=d) + rng.normal(size=d))
+    return sides[0], sides[1]
+
+
+def rotation_of(d: int, rng: np.random.Generator) -> np.ndarray:
+    q, r = np.linalg.qr(rng.normal(size=(d, d)))
+    return q * np.sign(np.diag(r))
+
+
+# The definitions, written again as plainly as possible.
+
+
+def plain_cca(x: np.ndarray, y: np.ndarray, k_x: int, k_y: int) -> np.ndarray:
+    """Cosines of the principal angles between the leading scores, through QR."""
+    scores = [
+        PCA(k, svd_solver="full").fit_transform(rows) for rows, k in ((x, k_x), (y, k_y))
+    ]
+    (q_x, _), (q_y, _) = (np.linalg.qr(s - s.mean(axis=0)) for s in scores)
+    return np.linalg.svd(q_x.T @ q_y, compute_uv=False)
+
+
+def n_components_of(rows: np.ndarray, n_components=None, variance=None) -> int:
+    """How many are kept; sklearn cuts on variance as we say we do."""
+    if variance is not None:
+        return PCA(variance, svd_solver="full").fit(rows).n_components_
+    return n_components
+
+
+def plain_svcca(x: np.ndarray, y: np.ndarray, power: int, **options) -> float:
+    if not options:
+        options = {"n_components": min(20, len(x) // 5, x.shape[1], y.shape[1])}
+    r = plain_cca(x, y, n_components_of(x, **options), n_components_of(y, **options))
+    return float((r**power).mean())
+
+
+def plain_pc1(x: np.ndarray, y: np.ndarray) -> float:
+    first = [PCA(1, svd_solver="full").fit_transform(rows)[:, 0] for rows in (x, y)]
+    return float(abs(np.corrcoef(*first)[0, 1]))
+
+
+def pair_similarities(rows: np.ndarray, inner: str) -> np.ndarray:
+    """Between every two rows; equal rows are alike exactly, as repeated partners must be."""
+    metric = {"cosine": "cosine", "pearson": "correlation", "euclidean": "euclidean"}[inner]
+    _, first, held = np.unique(rows, axis=0, return_index=True, return_inverse=True)
+    alike = -squareform(pdist(rows[first], metric))
+    return alike[np.ix_(held.ravel(), held.ravel())][np.triu_indices(len(rows), 1)]
+
+
+def plain_rsa(
+    x: np.ndarray, y: np.ndarray, inner: str = "cosine", outer: str = "spearman"
+) -> float:
+    correlate = {"spearman": scipy.stats.spearmanr, "pearson": scipy.stats.pearsonr}[outer]
+    return float(correlate(pair_similarities(x, inner), pair_similarities(y, inner)).statistic)
+
+
+def plain_cka(x: np.ndarray, y: np.ndarray) -> float:
+    """Through centred kernels, as in the paper's equation 4."""
+    centre = np.eye(len(x)) - 1 / len(x)
+    k, m = centre @ (x @ x.T) @ centre, centre @ (y @ y.T) @ centre
+    return float(np.trace(k @ m) / np.sqrt(np.trace(k @ k) * np.trace(m @ m)))
+
+
+PLAIN = {
+    "pc1": plain_pc1,
+    "svcca": lambda x, y, **options: plain_svcca(x, y, power=1, **options),
+    "svcca_r2": lambda x, y, **options: plain_svcca(x, y, power=2, **options),
+    "rsa": plain_rsa,
+    "cka": plain_cka,
+}
+
+
+def test_every_measure_has_a_plain_definition_and_a_claim():
+    assert set(PLAIN) == set(MEASURES) == {measure for measure, _ in OPTIONS}
+    for measure in MEASURES.values():
+        assert measure.source
+        assert measure.invariances
+
+
+SHAPES = st.sampled_from([(30, 12, 9), (60, 8, 20), (25, 40, 30), (12, 100, 7)])
+
+
+@pytest.mark.parametrize(("measure", "options"), NAMED)
+@settings(max_examples=25)
+@given(seed=st.integers(0, 1000), shape=SHAPES)
+def test_both_ways_to_compute_a_measure_are_its_plain_definition(measure, options, seed, shape):
+    x, y = related_rows(seed, *shape)
+    if "variance" in options:
+        x, y = x[:, :5], y[:, :4]
+    expected = PLAIN[measure](x, y, **options)
+    defined = MEASURES[measure].compute(x, y, **options)
+    compared = MEASURES[measure].compare(x, partners_of(y), **options).score()
+    np.testing.assert_allclose([defined, compared], expected, rtol=0, atol=1e-9)
+
+
+def test_svcca_is_the_cca_of_another_library():
+    x, y = related_rows(3, 200, 10, 8)
+    k = 3
+    scores = [PCA(k, svd_solver="full").fit_transform(rows) for rows in (x, y)]
+    fitted = CCA(k, scale=False, max_iter=100_000, tol=1e-12).fit_transform(*scores)
+    r = [np.corrcoef(u, v)[0, 1] for u, v in zip(fitted[0].T, fitted[1].T, strict=True)]
+    assert svcca(x, y, n_components=k) == pytest.approx(np.mean(r), abs=1e-6)
+    assert svcca_r2(x, y, n_components=k) == pytest.approx(np.square(r).mean(), abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("inner", "method"), [("pearson", "correlation"), ("euclidean", "euclidean")]
+)
+@pytest.mark.parametrize(("outer", "compare"), [("spearman", "spearman"), ("pearson", "corr")])
+def test_rsa_is_that_of_rsatoolbox(inner, method, outer, compare):
+    if (inner, outer) == ("euclidean", "pearson"):
+        pytest.skip("rsatoolbox squares its distances: only their ranks are ours")
+    x, y = related_rows(4, 40, 12, 9)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        rdms = [rsatoolbox.rdm.calc_rdm(rsatoolbox.data.Dataset(r), method=method) for r in (x, y)]
+        expected = rsatoolbox.rdm.compare(*rdms, method=compare).item()
+    assert rsa(x, y, inner=inner, outer=outer) == pytest.approx(expected, abs=1e-9)
+
+
+@pytest.mark.parametrize("measure", MEASURES)
+@pytest.mark.parametrize("invariance", get_args(Invariance))
+@pytest.mark.parametrize("side", ["x", "y"])
+def test_a_measure_has_the_invariances_that_it_claims_and_no_others(measure, invariance, side):
+    rng = np.random.default_rng(1)
+    change = {
+        "rotation": lambda rows: rows @ rotation_of(rows.shape[1], rng),
+        "scale": lambda rows: 7.3 * rows,
+        "shift": lambda rows: rows + 3 * rng.normal(size=rows.shape[1]),
+        "row_scale": lambda rows: rows * rng.uniform(0.2, 5, size=(len(rows), 1)),
+    }[invariance]
+    claimed = invariance in MEASURES[measure].invariances
+    x, y = related_rows(2)
+    changed = (change(x), y) if side == "x" else (x, change(y))
+    for score in (
+        MEASURES[measure].compute,
+        lambda x, y: MEASURES[measure].compare(x, partners_of(y)).score(),
+    ):
+        difference = abs(score(*changed) - score(x, y))
+        assert difference < 1e-9 if claimed else difference > 1e-3
+
+
+@pytest.mark.parametrize("outer", ["spearman", "pearson"])
+def test_pearson_inside_rsa_is_not_invariant_to_rotation(outer):
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(200, 64))
+    y = x @ rotation_of(64, rng)
+    assert 0.9 < rsa(x, y, inner="pearson", outer=outer) < 0.999
+    assert rsa(x, y, inner="cosine", outer=outer) == pytest.approx(1, abs=1e-9)
+
+
+def test_pearson_inside_rsa_ignores_a_constant_added_to_a_row_and_its_scale():
+    x, y = related_rows(0)
+    rng = np.random.default_rng(0)
+    changed = x * rng.uniform(0.2, 5, size=(len(x), 1)) + rng.normal(size=(len(x), 1))
+    same = rsa(x, y, inner="pearson")
+    assert rsa(changed, y, inner="pearson") == pytest.approx(same, abs=1e-9)
+
+
+@pytest.mark.parametrize("shift", [1.0, 1e5])
+@pytest.mark.parametrize("outer", ["spearman", "pearson"])
+def test_euclidean_inside_rsa_ignores_rotation_and_shift_but_not_the_scale_of_rows(shift, outer):
+    x, y = related_rows(0)
+    rng = np.random.default_rng(0)
+    options = {"inner": "euclidean", "outer": outer}
+    same = rsa(x, y, **options)
+    assert rsa(x @ rotation_of(12, rng) + shift, y, **options) == pytest.approx(same, abs=1e-9)
+    row_scale = rng.uniform(0.2, 5, size=(len(x), 1))
+    assert abs(rsa(x * row_scale, y, **options) - same) > 1e-3
+
+
+def test_equal_distances_tie():
+    rng = np.random.default_rng(0)
+    x, y = rng.integers(0, 3, size=(2, 30, 4)).astype(float)
+    expected = scipy.stats.spearmanr(pdist(x), pdist(y)).statistic
+    assert rsa(x, y, inner="euclidean") == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize(("measure", "options"), NAMED)
+@pytest.mark.parametrize("d", [8, 64, 400])
+def test_what_is_compared_with_itself_scores_1(measure, options, d):
+    rng = np.random.default_rng(0)
+    rows = rng.normal(size=(150, d)) * np.logspace(0, -2, d)
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    assert MEASURES[measure].compute(rows, rows, **options) == pytest.approx(1, abs=1e-9)
+    for held in (np.arange(150), rng.integers(60, size=150)):
+        of_held = rows[held]
+        comparison = MEASURES[measure].compare(of_held, partners_of(of_held), **options)
+        assert comparison.score() == pytest.approx(1, abs=1e-9)
+
+
+@pytest.mark.parametrize(("measure", "options"), NAMED)
+@settings(max_examples=25)
+@given(seed=st.integers(0, 1000))
+def test_measures_are_symmetric_and_within_their_range(measure, options, seed):
+    x, y = related_rows(seed)
+    forth = MEASURES[measure].compute(x, y, **options)
+    assert MEASURES[measure].compute(y, x, **options) == pytest.approx(forth, abs=1e-9)
+    assert (-1 if measure == "rsa" else 0) <= forth <= 1
+
+
+@pytest.mark.parametrize(("measure", "options"), NAMED)
+def test_the_order_of_pairs_does_not_matter(measure, options):
+    x, y = related_rows(0)
+    order = np.random.default_rng(0).permutation(len(x))
+    ordered = MEASURES[measure].compute(x[order], y[order], **options)
+    assert ordered == pytest.approx(MEASURES[measure].compute(x, y, **options), abs=1e-9)
+
+
+# Shuffles: the cheap path and the definition on rows that are really relabelled.
+
+
+def repeated(n_partners: int, n_pairs: int, rng: np.random.Generator) -> np.ndarray:
+    """Who holds which: some partners many times, some once, each at least once."""
+    weights = rng.exponential(size=n_partners) ** 2
+    more = rng.choice(n_partners, size=n_pairs - n_partners, p=weights / weights.sum())
+    return rng.permutation(np.concatenate([np.arange(n_partners), more]))
+
+
+@pytest.mark.parametrize("pairing", ["one_to_one", "repeated", "repeated_on_both_sides"])
+@pytest.mark.parametrize(("measure", "options"), NAMED)
+@settings(max_examples=8)
+@given(seed=st.integers(0, 1000), d_x=st.sampled_from([6, 70]), d_y=st.sampled_from([5, 80]))
+def test_a_cheap_shuffle_is_the_definition_on_relabelled_rows(
+    measure, options, pairing, seed, d_x, d_y
+):
+    rng = np.random.default_rng(seed)
+    if "variance" in options:
+        d_x, d_y = 6, 5
+    x, y = related_rows(seed, 40, d_x, d_y)
+    if pairing != "one_to_one":
+        y = y[repeated(15, 40, rng)]
+    if pairing == "repeated_on_both_sides":
+        x = x[repeated(25, 40, rng)]
+    partners = partners_of(y)
+    comparison = MEASURES[measure].compare(x, partners, **options)
+    n = len(partners.rows)
+    permutations = np.array([np.arange(n), *(rng.permutation(n) for _ in range(4))])
+    expected = [PLAIN[measure](x, partners.rows[s][partners.held], **options) for s in permutations]
+    shuffled = comparison.shuffled(permutations)
+    np.testing.assert_allclose(shuffled, expected, rtol=0, atol=1e-9)
+    assert comparison.score() == pytest.approx(expected[0], abs=1e-9)
+
+
+@pytest.mark.parametrize(("measure", "options"), NAMED)
+@pytest.mark.parametrize("repeats", [False, True])
+def test_shuffling_nothing_gives_the_score_to_the_last_digits(measure, options, repeats):
+    x, y = related_rows(0)
+    if repeats:
+        y = y[repeated(20, len(y), np.random.default_rng(0))]
+    partners = partners_of(y)
+    comparison = MEASURES[measure].compare(x, partners, **options)
+    (same,) = comparison.shuffled(np.arange(len(partners.rows))[None, :])
+    assert same == pytest.approx(comparison.score(), abs=1e-12)
+
+
+@given(
+    held=st.lists(st.integers(0, 8), min_size=1, max_size=20).map(np.array),
+    seed=st.integers(0, 1000),
+)
+def test_partners_are_the_distinct_rows_in_order_of_first_appearance(held, seed):
+    rows = np.random.default_rng(seed).normal(size=(9, 3))
+    order = list(dict.fromkeys(held.tolist()))
+    for partners in (partners_of(rows[held]), partners_of(rows[held], held + 100)):
+        np.testing.assert_array_equal(partners.rows, rows[order])
+        np.testing.assert_array_equal(partners.y, rows[held])
+        np.testing.assert_array_equal(partners.counts, [(held == d).sum() for d in order])
+        assert partners.is_one_to_one == (len(order) == len(held))
+        sums = partners.group_sums(rows[held])
+        np.testing.assert_allclose(sums, partners.counts[:, None] * rows[order], rtol=1e-12)
+
+
+def test_features_with_equal_rows_stay_apart_when_they_are_told_apart():
+    rows = np.ones((3, 2))
+    assert len(partners_of(rows).rows) == 1
+    assert partners_of(rows, np.array([4, 7, 5])).is_one_to_one
+
+
+def test_one_to_one_rows_keep_their_order():
+    y = np.random.default_rng(0).normal(size=(20, 3))
+    partners = partners_of(y)
+    np.testing.assert_array_equal(partners.held, np.arange(20))
+    np.testing.assert_array_equal(partners.rows, y)
+
+
+# Components.
+
+
+@pytest.mark.parametrize(
+    ("n_pairs", "d_x", "d_y", "expected"),
+    [(400, 64, 32, 20), (100, 64, 32, 20), (99, 64, 32, 19), (50, 64, 7, 7), (50, 5, 9, 5),
+     (5, 9, 9, 1), (9, 9, 9, 1)],
+)  # fmt: skip
+@pytest.mark.parametrize("measure", ["svcca", "svcca_r2"])
+def test_by_default_a_fifth_of_the_pairs_and_at_most_20_components_are_kept(
+    measure, n_pairs, d_x, d_y, expected
+):
+    x, y = related_rows(0, n_pairs, d_x, d_y)
+    comparison = MEASURES[measure].compare(x, partners_of(y))
+    assert comparison.components == (expected, expected)
+    assert MEASURES[measure].compute(x, y) == pytest.approx(
+        MEASURES[measure].compute(x, y, n_components=expected), abs=1e-12
+    )
+
+
+@pytest.mark.parametrize("variance", [0.01, 0.5, 0.9, 0.999, 1.0])
+def test_components_by_variance_hold_that_fraction_on_each_side(variance):
+    x, y = related_rows(0, 100, 12, 9)
+    comparison = MEASURES["svcca"].compare(x, partners_of(y), variance=variance)
+    for rows, k in zip((x, y), comparison.components, strict=True):
+        held = np.cumsum(PCA(svd_solver="full").fit(rows).explained_variance_ratio_)
+        assert held[k - 1] >= variance - 1e-12
+        assert k == 1 or held[k - 2] < variance
+    assert comparison.score() == pytest.approx(svcca(x, y, variance=variance), abs=1e-9)
+
+
+def test_all_of_the_variance_is_the_rank_and_no_more():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(60, 5)) @ rng.normal(size=(5, 30)) + 3
+    y = rng.normal(size=(60, 9))
+    comparison = MEASURES["svcca"].compare(x, partners_of(y), variance=1.0)
+    assert comparison.components == (5, 9)
+    assert comparison.score() == pytest.approx(svcca(x, y, variance=1.0), abs=1e-9)
+    assert comparison.score() == pytest.approx(plain_cca(x, y, 5, 9).mean(), abs=1e-9)
+
+
+def test_components_beyond_the_pairs_agree_whatever_the_data():
+    rng = np.random.default_rng(0)
+    r = plain_cca(rng.normal(size=(25, 40)), rng.normal(size=(25, 40)), 20, 20)
+    assert (r > 1 - 1e-9).sum() == 16  # k1 + k2 - (K - 1), the published example
+
+
+@pytest.mark.parametrize("measure", ["svcca", "svcca_r2"])
+def test_so_many_components_that_they_must_agree_are_refused(measure):
+    x, y = related_rows(0, 25, 40, 40)
+    entry = MEASURES[measure]
+    assert 0 < entry.compute(x, y, n_components=12) < 1
+    words = (
+        "n_components of both sides must sum to at most n_pairs - 1 = 24, got 13 + 13: 2 canonical "
+        "correlations would be 1 for any data; ask for fewer components or match more pairs"
+    )
+    for call in (
+        lambda: entry.compute(x, y, n_components=13),
+        lambda: entry.compare(x, partners_of(y), n_components=13),
+    ):
+        with pytest.raises(DegenerateError, match=re.escape(words)):
+            call()
+    with pytest.raises(DegenerateError, match="must sum to at most n_pairs - 1 = 24"):
+        entry.compute(x, y, variance=0.99)
+
+
+@pytest.mark.parametrize(
+    ("shape", "options", "words"),
+    [
+        ((60, 8, 9), {"n_components": 0}, "between 1 and the rank of the matched rows, 8, got 0"),
+        ((60, 8, 9), {"n_components": -2}, "got -2 for 60 pairs .60 distinct. of width 8"),
+        ((60, 8, 9), {"n_components": 9}, "got 9 for 60 pairs"),
+        ((60, 9, 8), {"n_components": 9}, "rank of the matched rows, 8, got 9"),
+        ((4, 8, 9), {}, "rank of the matched rows, 3, got 0 for 4 pairs"),
+        ((60, 8, 9), {"variance": 0.0}, r"variance must be a fraction in \(0, 1\], got 0.0"),
+        ((60, 8, 9), {"variance": 1.5}, r"variance must be a fraction in \(0, 1\], got 1.5"),
+        ((60, 8, 9), {"variance": np.nan}, r"variance must be a fraction in \(0, 1\], got nan"),
+        (
+            (60, 8, 9),
+            {"variance": 0.5, "n_components": 3},
+            r"either n_components or variance must be given, got both \(3, 0.5\)",
+        ),
+    ],
+)
+@pytest.mark.parametrize("measure", ["svcca", "svcca_r2"])
+def test_components_that_the_rows_do_not_have_are_refused(measure, shape, options, words):
+    x, y = related_rows(0, *shape)
+    entry = MEASURES[measure]
+    for call in (
+        lambda: entry.compute(x, y, **options),
+        lambda: entry.compare(x, partners_of(y), **options),
+    ):
+        with pytest.raises(DegenerateError, match=words):
+            call()
+
+
+def test_few_distinct_partners_have_few_components():
+    x, y = related_rows(0, 60, 12, 12)
+    partners = partners_of(y[np.arange(60) % 5])
+    assert MEASURES["svcca"].compare(x, partners, n_components=4).components == (4, 4)
+    with pytest.raises(DegenerateError, match=r"matched rows, 4, got 5 for 60 pairs \(5 distinct"):
+        MEASURES["svcca"].compare(x, partners, n_components=5)
+
+
+def test_pc1_is_svcca_with_one_component():
+    x, y = related_rows(0)
+    assert pc1(x, y) == pytest.approx(svcca(x, y, n_components=1), abs=1e-12)
+    assert pc1(x, y) ** 2 == pytest.approx(svcca_r2(x, y, n_components=1), abs=1e-12)
+    assert MEASURES["pc1"].compare(x, partners_of(y)).components == (1, 1)
+
+
+def test_measures_without_components_say_so():
+    x, y = related_rows(0)
+    for measure in ("rsa", "cka"):
+        assert MEASURES[measure].compare(x, partners_of(y)).components is None
+
+
+# What rsa cannot compare.
+
+
+@pytest.mark.parametrize("side", ["x", "y"])
+@pytest.mark.parametrize(("inner", "value"), [("cosine", 0.0), ("pearson", 0.3)])
+def test_a_row_without_direction_is_refused(inner, value, side):
+    x, y = related_rows(0)
+    (x if side == "x" else y)[17] = value
+    words = f"every row must have a direction under {inner}, row 17 has none"
+    with pytest.raises(DegenerateError, match=words):
+        rsa(x, y, inner=inner)
+    assert -1 < rsa(x, y, inner="euclidean") < 1
+
+
+@pytest.mark.parametrize("outer", ["spearman", "pearson"])
+@pytest.mark.parametrize("rotate", [False, True])
+@pytest.mark.parametrize("inner", ["cosine", "euclidean"])
+def test_rows_that_are_all_equally_alike_are_refused(inner, outer, rotate):
+    rng = np.random.default_rng(0)
+    orthonormal = rotation_of(30, rng) if rotate else np.eye(30)
+    words = "similarities must differ between pairs of rows, all 435 are equal"
+    with pytest.raises(DegenerateError, match=words):
+        rsa(orthonormal, rng.normal(size=(30, 4)), inner=inner, outer=outer)
+    with pytest.raises(DegenerateError, match=words):
+        rsa(rng.normal(size=(30, 4)), orthonormal, inner=inner, outer=outer)
+
+
+def test_a_similarity_of_rsa_that_does_not_exist_is_named():
+    x, y = related_rows(0)
+    words = "unknown inner similarity of rsa 'cosin' (did you mean 'cosine'?), expected one of: "
+    with pytest.raises(UnknownNameError, match=re.escape(words + "cosine, euclidean, pearson")):
+        MEASURES["rsa"].compare(x, partners_of(y), inner="cosin")
+    words = "unknown outer similarity of rsa 'kendall', expected one of: pearson, spearman"
+    with pytest.raises(UnknownNameError, match=words):
+        MEASURES["rsa"].compare(x, partners_of(y), outer="kendall")
+
+
+def test_cka_of_orthogonal_spaces_is_0():
+    basis = rotation_of(40, np.random.default_rng(0))
+    centred = basis - basis.mean(axis=0)
+    centred = np.linalg.qr(np.column_stack([np.ones(40), basis]))[0][:, 1:]
+    assert cka(centred[:, :5], centred[:, 5:12]) == pytest.approx(0, abs=1e-12)
+    assert svcca(centred[:, :5], centred[:, 5:12], n_components=5) == pytest.approx(0, abs=1e-12)
