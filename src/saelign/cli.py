@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -28,6 +29,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     try:
         options.call(options)
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever reads stdout (head, a pager) has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_ERROR
     except SaelignError as error:
         print(f"saelign: {error}", file=sys.stderr)
         return EXIT_ERROR
@@ -109,7 +114,10 @@ def finish(study: Any, options: argparse.Namespace) -> None:
 
     with progress_on_stderr() as progress:
         finished = run(study, out=options.out, progress=progress)
-    print_run(finished, as_json=options.json, matching=study.matching[0])
+    print_run(finished, as_json=options.json, matching=None if options.json else study.matching[0])
+    if not options.json:
+        for matching in study.matching[1:]:
+            print(f"{matching}: saelign show {finished.folder} --matching {matching}")
 
 
 def check_command(options: argparse.Namespace) -> None:
@@ -121,10 +129,17 @@ def check_command(options: argparse.Namespace) -> None:
     if options.json:
         print(json.dumps(summary, indent=2))
         return
-    for key, value in summary.items():
-        told = ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else value
-        print(f"{key:>8}: {told}")
-    print(f"{'verdict':>8}: this study can run")
+    for key, value in {**summary, "verdict": "this study can run"}.items():
+        print(f"{key.replace('_', ' '):>8}: {in_words(value)}")
+
+
+def in_words(value: Any) -> str:
+    """A value of a summary as `saelign check` prints it."""
+    if isinstance(value, dict):
+        return ", ".join(f"{key.replace('_', ' ')} {in_words(v)}" for key, v in value.items())
+    if isinstance(value, list):
+        return (", " if not value or isinstance(value[0], int) else "; ").join(map(in_words, value))
+    return f"{value:,}" if isinstance(value, int) else str(value)
 
 
 def show_command(options: argparse.Namespace) -> None:
@@ -146,7 +161,8 @@ def print_run(run: Any, *, as_json: bool, matching: str | None) -> None:
         content = {
             "folder": str(run.folder.resolve()),
             "warnings": run.info.get("warnings", []),
-            "scores": json.loads(scores.to_json(orient="records")),
+            # Not `to_json`: it rounds to ten decimals, which a small p does not survive.
+            "scores": scores.astype(object).where(scores.notna(), None).to_dict(orient="records"),
         }
         print(json.dumps(content, indent=2))
         return
@@ -154,14 +170,15 @@ def print_run(run: Any, *, as_json: bool, matching: str | None) -> None:
 
     from saelign.report import overview
 
-    console = Console(soft_wrap=True, highlight=False)
-    for part in overview(run, matching=matching):
+    console = Console(soft_wrap=True, highlight=False, markup=False, emoji=False)
+    for part in overview(run, matching=matching, width=console.width):
         console.print(part)
     folder = run.folder.resolve()
-    console.print(f"\nresults: {folder}")
-    console.print(
-        f"figures: {folder / 'figures'} (start with overview_{matching or 'one_to_one'}.png)"
-    )
+    print(f"\nresults: {folder}")
+    first = matching or str(run.scores["matching"].iloc[0])
+    overviews = sorted((folder / "figures").glob(f"overview_{first}*.png"))
+    start = f" (start with {overviews[0].name})" if overviews else ""
+    print(f"figures: {folder / 'figures'}{start}")
 
 
 class progress_on_stderr:  # noqa: N801 (reads as the function that it is used as)

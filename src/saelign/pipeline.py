@@ -138,9 +138,10 @@ def run(study: Study, *, out: str | Path | None = None, progress: Progress = no_
         collected = {
             side: collect_side(plan, side, saes[side], index, info, progress) for side in ("a", "b")
         }
+        strings = token_strings(plan, index)
         layers = {
             side: [
-                describe_layer(plan, side, index, acts, saes[side][layer], layer)
+                describe_layer(plan, side, index, acts, saes[side][layer], layer, strings)
                 for layer, acts in told(
                     collected[side].items(), f"describe {side.upper()}", progress
                 )
@@ -217,19 +218,30 @@ def collect_side(
     )
 
 
+def token_strings(plan: Plan, index: int) -> dict[int, str]:
+    """The text of every token id that a run reads."""
+    ids = np.unique(plan.tokens[index].input_ids)
+    return {int(i): plan.tokenizer.decode([int(i)]) for i in ids}
+
+
 def describe_layer(
-    plan: Plan, side: str, index: int, stored: LayerActivations, sae: SAE, layer: int
+    plan: Plan,
+    side: str,
+    index: int,
+    stored: LayerActivations,
+    sae: SAE,
+    layer: int,
+    strings: dict[int, str],
 ) -> Layer:
     """A layer's activations in memory, sparse, with its moments, decoder and features."""
     acts = stored.concatenated()
     by_feature = acts.tocsc()
     by_feature.sort_indices()
     tokens, filters = plan.tokens[index], plan.study.filters
-    ids = np.unique(tokens.input_ids)
     features = feature_table(
         by_feature,
         tokens,
-        {int(i): plan.tokenizer.decode([int(i)]) for i in ids},
+        strings,
         frozenset(tokens.special_ids),
         top_k=filters.top_k,
         min_active_tokens=filters.min_active_tokens,

@@ -1,5 +1,6 @@
 """What a study comes to: everything about it that can be checked without loading weights."""
 
+import contextlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,6 +88,8 @@ def check(study: Study, *, out: str | Path | None = None) -> Plan:
     layers_b = check_model(study.model_b, "b", study.folder)
     tokenizer = common_tokenizer(study)
     read = read_text(study, tokenizer)
+    for side, model in (("A", study.model_a), ("B", study.model_b)):
+        check_positions(model, side, study.folder, read)
     wanted = None if study.text.tokens == "all" else study.text.tokens
     tokens = [
         draw(read, wanted, rng=rng_of(seed, "documents"), allow_fewer=study.text.allow_fewer)
@@ -101,8 +104,8 @@ def check(study: Study, *, out: str | Path | None = None) -> Plan:
         out=out_folder(study, out),
         store=store_folder(study),
     )
-    for folder in (plan.out, plan.store):
-        check_writable(folder)
+    check_writable(plan.out, "choose another with --out or output.folder")
+    check_writable(plan.store, "choose another with output.store or $SAELIGN_STORE")
     check_same_study(plan)
     return plan
 
@@ -145,9 +148,11 @@ def common_tokenizer(study: Study) -> Tokenizer:
     """
     a, b = study.model_a, study.model_b
     name_a, name_b = (model_name(m, study.folder, m.tokenizer or m.name) for m in (a, b))
-    tokenizer = load_tokenizer(name_a, a.revision)
-    if name_a != name_b:
-        check_same_tokenizer(tokenizer, load_tokenizer(name_b, b.revision), name_a, name_b)
+    # A revision is one of the model's; a tokenizer from elsewhere need not have it.
+    revision_a, revision_b = (m.revision if m.tokenizer is None else None for m in (a, b))
+    tokenizer = load_tokenizer(name_a, revision_a)
+    if (name_a, revision_a) != (name_b, revision_b):
+        check_same_tokenizer(tokenizer, load_tokenizer(name_b, revision_b), name_a, name_b)
     return tokenizer
 
 
@@ -160,6 +165,22 @@ def read_text(study: Study, tokenizer: Tokenizer) -> Tokens:
         return load_token_ids(path, special_ids=special_ids(tokenizer), **masks)
     documents = read_documents(path, split=text.split)
     return tokenize(documents, tokenizer, context_length=text.context_length, **masks)
+
+
+def check_positions(model: ModelStudy, side: str, folder: Path, tokens: Tokens) -> None:
+    """Refuse contexts that are longer than what the model was made to read.
+
+    Raises:
+        StudyError: They are; some models would fail, others read on and give numbers.
+    """
+    config = load_config(model_name(model, folder), revision=model.revision)
+    most = getattr(config.get_text_config(), "max_position_embeddings", None)
+    longest = int(np.flatnonzero(tokens.attended.any(axis=0)).max(initial=-1)) + 1
+    if most is not None and longest > most:
+        raise StudyError(
+            f"contexts must fit into the {most:,} positions of model {side}, got contexts of "
+            f"{longest:,} tokens: lower text.context_length, or give shorter rows of token ids"
+        )
 
 
 def rng_of(seed: int, *purpose: str | int) -> np.random.Generator:
@@ -187,7 +208,7 @@ def store_folder(study: Study) -> Path:
     return Path(cache) / "saelign" / "activations"
 
 
-def check_writable(folder: Path) -> None:
+def check_writable(folder: Path, advice: str) -> None:
     """Raise StorageError unless a file can be made in `folder`; leaves nothing behind."""
     made: list[Path] = []
     try:
@@ -200,12 +221,12 @@ def check_writable(folder: Path) -> None:
         probe.unlink()
     except OSError as error:
         raise StorageError(
-            f"{folder} must be a folder that can be written, it is not: {error.strerror}; choose "
-            "another with --out, output.folder or output.store"
+            f"{folder} must be a folder that can be written, it is not: {error.strerror}; {advice}"
         ) from error
     finally:
-        for part in reversed(made):
-            part.rmdir()
+        with contextlib.suppress(OSError):  # another run may have begun to fill it
+            for part in reversed(made):
+                part.rmdir()
 
 
 def check_same_study(plan: Plan) -> None:
@@ -217,9 +238,12 @@ def check_same_study(plan: Plan) -> None:
     if not plan.out.exists() or not any(plan.out.iterdir()):
         return
     path = plan.out / "study.yaml"
-    theirs = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else None
+    theirs, what = None, "files that are not a run"
+    if path.is_file():
+        what = "the run of another study"
+        with contextlib.suppress(OSError, UnicodeDecodeError, yaml.YAMLError):
+            theirs = yaml.safe_load(path.read_text(encoding="utf-8"))
     if theirs != as_yaml_reads(plan.study):
-        what = "the run of another study" if path.is_file() else "files that are not a run"
         raise StudyError(
             f"the run's folder must be empty or hold an earlier run of this study, {plan.out} "
             f"holds {what}: choose another with --out"

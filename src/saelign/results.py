@@ -3,11 +3,11 @@
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pandas as pd
 
@@ -22,7 +22,8 @@ from saelign.errors import (
 FORMAT = 1
 """Version of the run folder that this package writes and reads."""
 
-Side = Literal["a", "b"]
+NEEDED = {"name", "versions", "seeds", "text", "models"}
+"""Keys of a finished run's `run.json` that its tables and figures tell of."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +67,8 @@ class Run:
         Args:
             measure: A measure of the run (`rsa`, `svcca`, ...), or a column of `cells`
                 (`mean_correlation`, `mean_correlation_kept`, `n_kept`, ...).
-            value: Which column of `scores`: `score`, `null_mean`, `p`, `q`, `calibrated`, ...
+            value: Which column of `scores`: `score`, `null_mean`, `p`, `q`, `calibrated`, ...; a
+                column of `cells` has none.
             matching: Which matching.
             null: Beside which null; the strictest that was run (`rate_matched`) if None.
             run: Which seed's run, counted from 0.
@@ -76,14 +78,17 @@ class Run:
         """
         cells = self.cells
         if measure in cells.columns and measure not in KEYS:
+            if value != "score":
+                raise UnknownNameError(
+                    f"{measure} has no null and so no {value!r} beside it: leave value out"
+                )
             table, value = cells, measure
         else:
             table = self.scores
             known = [*table["measure"].unique(), *(c for c in cells.columns if c not in KEYS)]
             table = chosen(table, "measure", measure, known)
             nulls = list(table["null"].unique())
-            default = "rate_matched" if "rate_matched" in nulls else nulls[0]
-            table = chosen(table, "null", null or default, nulls)
+            table = chosen(table, "null", null or strictest(nulls), nulls)
             if value not in table.columns or value in KEYS:
                 raise UnknownNameError.of("value", value, set(table.columns) - set(KEYS))
         table = chosen(table, "matching", matching, table["matching"].unique())
@@ -96,12 +101,20 @@ class Run:
         """The matched features of a cell, dropped ones with their reason.
 
         Raises:
-            MissingFileError: The run holds no such cell; says which it holds.
+            UnknownNameError: The run holds no such cell; says which layers, matchings and runs it
+                holds.
         """
-        path = self.folder / "pairs" / pairs_name(layer_a, layer_b, matching, run)
-        return self.read_part(path, f"pairs of layer {layer_a} of A and {layer_b} of B, {matching}")
+        table = self.cells
+        for column, value in (
+            ("layer_a", layer_a),
+            ("layer_b", layer_b),
+            ("matching", matching),
+            ("run", run),
+        ):
+            table = chosen(table, column, value, table[column].unique())
+        return read_table(self.folder / "pairs" / pairs_name(layer_a, layer_b, matching, run))
 
-    def features(self, model: Side, layer: int, *, run: int = 0) -> pd.DataFrame:
+    def features(self, model: str, layer: int, *, run: int = 0) -> pd.DataFrame:
         """Every feature of a layer: firing rate, top tokens in context, why it was not paired.
 
         Args:
@@ -110,20 +123,17 @@ class Run:
             run: Which seed's run.
 
         Raises:
-            UnknownNameError: Neither model `a` nor `b`.
-            MissingFileError: The run holds no such layer.
+            UnknownNameError: Neither model `a` nor `b`, or the run holds no such layer of it; says
+                which it holds.
         """
-        if model.lower() not in ("a", "b"):
+        side = model.lower()
+        if side not in ("a", "b"):
             raise UnknownNameError.of("model", model, ("a", "b"))
-        path = self.folder / "features" / features_name(model.lower(), layer, run)
-        return self.read_part(path, f"features of layer {layer} of model {model.upper()}")
-
-    def read_part(self, path: Path, what: str) -> pd.DataFrame:
-        """The table at `path`, or an error that tells which there are."""
-        if not path.is_file():
-            there = ", ".join(sorted(p.stem for p in path.parent.glob("*.parquet"))) or "none"
-            raise MissingFileError(f"{self.folder} holds no {what}; it holds: {there}")
-        return read_table(path)
+        table = self.layers
+        table = table[table["model"] == side]
+        for column, value in (("layer", layer), ("run", run)):
+            table = chosen(table, column, value, table[column].unique())
+        return read_table(self.folder / "features" / features_name(side, layer, run))
 
 
 KEYS = ("run", "layer_a", "layer_b", "matching", "subspace", "measure", "null")
@@ -133,9 +143,19 @@ KEYS = ("run", "layer_a", "layer_b", "matching", "subspace", "measure", "null")
 def chosen(table: pd.DataFrame, column: str, value: object, known: Any) -> pd.DataFrame:
     """The rows with `value` in `column`, or an error that names what there is."""
     rows = table[table[column] == value]
-    if len(rows) == 0:
+    if len(rows) > 0:
+        return rows
+    if isinstance(value, str):
         raise UnknownNameError.of(f"{column} of this run", value, [str(k) for k in known])
-    return rows
+    # Numbers stand in their own order, and none of them is a misspelling of another.
+    there = ", ".join(str(k) for k in sorted(known))
+    raise UnknownNameError(f"unknown {column} of this run {value}, expected one of: {there}")
+
+
+def strictest(nulls: Iterable[str]) -> str:
+    """The null that verdicts are taken from: `rate_matched` if it was run."""
+    nulls = list(nulls)
+    return "rate_matched" if "rate_matched" in nulls else nulls[0]
 
 
 def pairs_name(layer_a: int, layer_b: int, matching: str, run: int) -> str:
@@ -159,14 +179,16 @@ def open_run(folder: str | Path) -> Run:
     folder = Path(folder)
     path = folder / "run.json"
     if not path.is_file():
-        raise MissingFileError(f"a run's folder must hold run.json, {folder} does not")
+        raise MissingFileError(
+            f"a run's folder must hold run.json, {folder} does not: give a folder that "
+            "`saelign run` wrote"
+        )
+    damaged = f"{path} must be what saelign wrote, it is damaged: run the study again"
     try:
         info = json.loads(path.read_text(encoding="utf-8"))
         version = int(info["format"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise DamagedError(
-            f"{path} must be what saelign wrote, it cannot be read: run the study again"
-        ) from error
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DamagedError(damaged) from error
     if version > FORMAT:
         raise FormatError(
             f"this version reads runs of format {FORMAT}, {path} has {version}: upgrade saelign"
@@ -175,6 +197,8 @@ def open_run(folder: str | Path) -> Run:
         raise MissingFileError(
             f"the run in {folder} was not finished: start it again, it goes on where it stopped"
         )
+    if not info.keys() >= NEEDED:
+        raise DamagedError(damaged)
     return Run(folder, info)
 
 
@@ -186,11 +210,16 @@ def read_table(path: Path) -> pd.DataFrame:
         DamagedError: It cannot be read.
     """
     if not path.is_file():
-        raise MissingFileError(f"a run must hold {path.name}, {path} is not there")
+        raise MissingFileError(
+            f"a run must hold {path.name}, {path} is not there: run the study again"
+        )
     try:
-        return pd.read_parquet(path)
-    except (OSError, ValueError) as error:  # pyarrow's errors are both
-        raise DamagedError(f"{path} must be parquet, it cannot be read: run it again") from error
+        return pd.read_parquet(path, engine="pyarrow", page_checksum_verification=True)
+    # Bytes flipped at random gave errors of six classes, KeyError and bare ArrowException included.
+    except Exception as error:
+        raise DamagedError(
+            f"{path} must be what saelign wrote, it is damaged: run the study again"
+        ) from error
 
 
 @contextmanager
@@ -222,7 +251,7 @@ def written(path: Path) -> Iterator[Path]:
 def write_table(table: pd.DataFrame, path: Path, *, csv: bool = False) -> None:
     """Write a table as parquet, and beside it as CSV if asked for."""
     with written(path) as temporary:
-        table.to_parquet(temporary, index=False)
+        table.to_parquet(temporary, engine="pyarrow", index=False, write_page_checksum=True)
     if csv:
         with written(path.with_suffix(".csv")) as temporary:
             table.to_csv(temporary, index=False)

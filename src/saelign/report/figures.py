@@ -1,6 +1,7 @@
 """Heat maps, layer by layer, each with the numbers that it shows as CSV."""
 
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,12 +15,12 @@ from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.patches import Rectangle
 
-from saelign.results import Run, written
+from saelign.results import Run, strictest, written
 
 SCORE_COLOURS = "cividis"  # even in lightness, and made for colour-blind readers
 P_COLOURS = "cividis_r"
 MAX_ANNOTATED = 14
-"""Grids with more layers than this on a side show colours without numbers."""
+"""Grids with more layers than this on a side show colours without numbers, and name fewer layers."""
 SIGNIFICANCE = 0.05
 
 NAMES = {
@@ -60,10 +61,10 @@ def write_figures(run: Run, *, progress: Callable[[int, int], None]) -> list[Pat
         The PNG files.
     """
     scores = run.scores
-    seeds = sorted(int(i) for i in scores["run"].unique())
+    seeds = run.info["seeds"]
     jobs: list[tuple[str, list[list[Panel]], pd.DataFrame, str]] = []
-    for index in seeds:
-        suffix = f"_run{index}" if len(seeds) > 1 else ""
+    for index, seed in enumerate(seeds):
+        suffix, told = (f"_run{index}", f", seed {seed}") if len(seeds) > 1 else ("", "")
         cells = run.cells[run.cells["run"] == index]
         of_run = scores[scores["run"] == index]
         for matching, group in cells.groupby("matching", sort=False):
@@ -73,7 +74,7 @@ def write_figures(run: Run, *, progress: Callable[[int, int], None]) -> list[Pat
                     f"mean_correlation_{name}{suffix}",
                     [correlation_panels(group)],
                     group,
-                    f"Mean correlation of matched features, {NAMES[name]}",
+                    f"Mean correlation of matched features, {NAMES[name]}{told}",
                 )
             )
         for (matching, measure), group in of_run.groupby(["matching", "measure"], sort=False):
@@ -83,44 +84,39 @@ def write_figures(run: Run, *, progress: Callable[[int, int], None]) -> list[Pat
                     f"{file_name(str(measure))}_{name}{suffix}",
                     measure_panels(group, str(measure)),
                     group,
-                    f"{measure}, {NAMES[name]}",
+                    f"{measure}, {NAMES[name]}{told}",
                 )
             )
         for matching, group in of_run.groupby("matching", sort=False):
-            strictest = group[group["null"] == strictest_null(group)]
+            null = strictest(group["null"].unique())
+            of_null = group[group["null"] == null]
             jobs.append(
                 (
                     f"overview_{matching}{suffix}",
-                    overview_panels(strictest),
-                    strictest,
-                    f"Shared features, {NAMES[str(matching)]}, {NAMES[strictest_null(group)]}",
+                    overview_panels(of_null),
+                    of_null,
+                    f"Shared features, {NAMES[str(matching)]}, {NAMES[null]}{told}",
                 )
             )
-    names = run.info.get("models", {})
-    labels = tuple(model_label(side, names[side]["name"]) for side in ("a", "b"))
+    models = run.info["models"]
+    about = ", ".join(f"{side.upper()}: {short_name(models[side]['name'])}" for side in ("a", "b"))
     drawn = []
     for done, (name, rows, table, title) in enumerate(jobs):
         progress(done, len(jobs))
-        drawn.append(write_figure(run.folder / "figures" / name, rows, table, title, labels))
+        path = run.folder / "figures" / name
+        drawn.append(write_figure(path, rows, table, f"{title}\n{about}"))
     progress(len(jobs), len(jobs))
     return drawn
 
 
-def model_label(side: str, name: str) -> str:
-    """What an axis calls a model: its side and the last part of its path or hub name."""
-    last = Path(name).name
-    return side.upper() if last.upper() == side.upper() else f"{side.upper()} ({last})"
+def short_name(name: str) -> str:
+    """The last part of a model's path or hub name."""
+    return Path(name).name
 
 
 def file_name(measure: str) -> str:
     """A measure's label as part of a file name."""
     return "".join(c if c.isalnum() or c in "._-" else "_" for c in measure).strip("_")
-
-
-def strictest_null(scores: pd.DataFrame) -> str:
-    """The null that verdicts are taken from."""
-    nulls = list(scores["null"].unique())
-    return "rate_matched" if "rate_matched" in nulls else str(nulls[0])
 
 
 def grid_of(table: pd.DataFrame, value: str) -> pd.DataFrame:
@@ -129,11 +125,11 @@ def grid_of(table: pd.DataFrame, value: str) -> pd.DataFrame:
 
 
 def common_norm(*grids: pd.DataFrame) -> Normalize:
-    """One colour range over all that is compared, from 0 (or below) to the largest value."""
+    """One colour range over all that is compared, 0 within it; [0, 1] if there is nothing else."""
     values = np.concatenate([g.to_numpy().ravel() for g in grids])
     values = values[np.isfinite(values)]
-    top = max(float(values.max(initial=0)), 1e-6)
-    return Normalize(min(0.0, float(values.min(initial=0))), top)
+    least, most = float(values.min(initial=0)), float(values.max(initial=0))
+    return Normalize(least, most if most > least else 1.0)
 
 
 def p_norm(n_permutations: int) -> LogNorm:
@@ -197,13 +193,11 @@ def overview_panels(scores: pd.DataFrame) -> list[list[Panel]]:
     return rows
 
 
-LEFT, RIGHT, BOTTOM, TOP, HEAD = 0.55, 0.62, 0.42, 0.28, 0.5
-"""Inches around a panel (the colour bar stands in RIGHT), and above all of them."""
+LEFT, RIGHT, BOTTOM, TOP, LINE = 0.55, 0.62, 0.42, 0.28, 0.16
+"""Inches around a panel (the colour bar stands in RIGHT), and of a line of the title above all."""
 
 
-def write_figure(
-    path: Path, rows: list[list[Panel]], table: pd.DataFrame, title: str, labels: Sequence[str]
-) -> Path:
+def write_figure(path: Path, rows: list[list[Panel]], table: pd.DataFrame, title: str) -> Path:
     """Write a figure of panels as SVG and PNG, and its table as CSV; gives the PNG's path.
 
     Panels are placed by hand: all are of one size, and a layout engine takes as long as the rest.
@@ -212,8 +206,10 @@ def write_figure(
     width = 0.36 * min(max(n_b, 4), MAX_ANNOTATED)
     height = 0.30 * min(max(n_a, 3), MAX_ANNOTATED)
     total_width = len(rows[0]) * (LEFT + width + RIGHT)
-    total_height = len(rows) * (BOTTOM + height + TOP) + HEAD
-    hatching = any(panel.hatched is not None for row in rows for panel in row)
+    if any(panel.hatched is not None for row in rows for panel in row):
+        title += f"\nhatched: q ≥ {SIGNIFICANCE}, no better than chance after correction"
+    head = LINE * (2 + title.count("\n"))
+    total_height = len(rows) * (BOTTOM + height + TOP) + head
     with mpl.rc_context({"font.size": 8, "svg.hashsalt": "saelign", "hatch.linewidth": 0.6}):
         figure = Figure(figsize=(total_width, total_height))
         FigureCanvasAgg(figure)
@@ -236,11 +232,10 @@ def write_figure(
                 image = draw_panel(ax, panel)
                 figure.colorbar(image, cax=axes_at(left + width + 0.06, bottom, 0.09, height))
                 if j == 0:
-                    ax.set_ylabel(f"layer of {labels[0]}")
+                    ax.set_ylabel("layer of A")
                 if i == len(rows) - 1:
-                    ax.set_xlabel(f"layer of {labels[1]}")
-        note = "\nhatched: q ≥ 0.05, no better than chance after correction" if hatching else ""
-        figure.suptitle(title + note, fontsize=9, y=1 - 0.08 / total_height)
+                    ax.set_xlabel("layer of B")
+        figure.suptitle(title, fontsize=9, y=1 - 0.08 / total_height)
         for suffix, metadata in ((".svg", {"Date": None}), (".png", {})):
             with written(path.with_suffix(suffix)) as temporary:
                 figure.savefig(temporary, format=suffix[1:], dpi=150, metadata=metadata)
@@ -256,27 +251,40 @@ def draw_panel(ax: Axes, panel: Panel) -> AxesImage:
     image = ax.imshow(
         np.ma.masked_invalid(values), cmap=colours, norm=panel.norm, origin="lower", aspect="auto"
     )
-    ax.set_title(panel.title, pad=4)
-    ax.set_xticks(range(values.shape[1]), [str(layer) for layer in panel.grid.columns])
-    ax.set_yticks(range(values.shape[0]), [str(layer) for layer in panel.grid.index])
+    ax.set_title(panel.title, pad=4, loc="left", fontsize=8)
+    ax.set_xticks(*named_layers(panel.grid.columns))
+    ax.set_yticks(*named_layers(panel.grid.index))
     ax.tick_params(length=0)
     for side in ax.spines.values():
         side.set_visible(False)
     if panel.hatched is not None:
         weak = panel.hatched.to_numpy() & np.isfinite(values)
         for i, j in np.argwhere(weak):
+            line = "0.3" if ink_on(colours(panel.norm(values[i, j]))) == "black" else "0.75"
             ax.add_patch(
-                Rectangle((j - 0.5, i - 0.5), 1, 1, fill=False, hatch="////", edgecolor="0.6", lw=0)
+                Rectangle((j - 0.5, i - 0.5), 1, 1, fill=False, hatch="////", edgecolor=line, lw=0)
             )
     if max(values.shape) > MAX_ANNOTATED:
         return image
     for (i, j), value in np.ndenumerate(values):
         if np.isfinite(value):
-            red, green, blue, _ = colours(panel.norm(value))
-            ink = "black" if 0.30 * red + 0.59 * green + 0.11 * blue > 0.45 else "white"
+            ink = ink_on(colours(panel.norm(value)))
             text = shown(value, panel.norm)
             ax.text(j, i, text, ha="center", va="center", fontsize=5.5, color=ink)
     return image
+
+
+def named_layers(layers: pd.Index) -> tuple[list[int], list[str]]:
+    """Where an axis names a layer, and what it says: each, or every few when there are many."""
+    step = -(-len(layers) // MAX_ANNOTATED)
+    at = list(range(0, len(layers), step))
+    return at, [str(layers[i]) for i in at]
+
+
+def ink_on(colour: tuple[float, float, float, float]) -> str:
+    """The colour that can be read on a cell of that colour."""
+    red, green, blue, _ = colour
+    return "black" if 0.30 * red + 0.59 * green + 0.11 * blue > 0.45 else "white"
 
 
 def shown(value: float, norm: Normalize) -> str:
@@ -284,7 +292,6 @@ def shown(value: float, norm: Normalize) -> str:
     if isinstance(norm, LogNorm):
         return f"{value:.2f}".lstrip("0") if value >= 0.01 else f"{value:.0e}".replace("e-0", "e-")
     top = float(norm.vmax or 0)
-    if top > 10:
+    if top > 1.5:  # a count, no score is above 1
         return f"{value:.0f}"
-    text = f"{value:.{3 if top < 0.2 else 2}f}"
-    return text.replace("0.", ".", 1).replace("-.000", ".000").replace("-.00", ".00")
+    return re.sub(r"^(-?)0\.", r"\1.", f"{value:z.{3 if top < 0.2 else 2}f}")

@@ -75,17 +75,17 @@ def leading_components(
     # Components beyond the rank are rounding; their directions would be noise.
     rank = int((values > len(gram) * np.finfo(np.float64).eps * total).sum())
     if n_components is None:
-        n_components = n_holding(values[:rank], 1.0 if variance is None else variance)
+        n_components = n_holding(values[:rank], variance)
     check_rank(n_components, rank, rows, int(weight.sum()))
     values, vectors = values[:n_components], vectors[:, :n_components]
     directions = weighted.T @ vectors / values if dual else vectors / np.sqrt(values)
     return Components(centred @ directions, directions)
 
 
-def n_holding(variances: Float64[np.ndarray, "component"], fraction: float) -> int:
-    """How many components, largest first, hold at least that fraction of the variance."""
-    if len(variances) == 0:
-        return 0
+def n_holding(variances: Float64[np.ndarray, "component"], fraction: float | None) -> int:
+    """How many components, largest first, hold that fraction of the variance; all if None."""
+    if fraction is None or len(variances) == 0:
+        return len(variances)
     held = np.cumsum(variances)
     return int(np.searchsorted(held, fraction * held[-1])) + 1
 

@@ -13,6 +13,8 @@ from saelign.similarity.partners import Partners, partners_of
 
 Inner = Literal["cosine", "pearson", "euclidean"]
 Outer = Literal["spearman", "pearson"]
+ROUNDING = 1e-12
+"""What is smaller than this, in proportion, is 0."""
 
 
 def check_options(inner: str, outer: str) -> None:
@@ -43,12 +45,15 @@ def similarity_matrix(
         alike = -np.sqrt(np.maximum(distances, 0))
         self_similarity = 0.0
     else:
+        given = np.linalg.norm(rows, axis=1, keepdims=True)
         if inner == "pearson":
             rows = rows - rows.mean(axis=1, keepdims=True)
         norms = np.linalg.norm(rows, axis=1, keepdims=True)
-        if (norms == 0).any():
+        undirected = norms <= ROUNDING * given  # the mean of a constant row is not quite the row
+        if undirected.any():
             raise DegenerateError(
-                f"every row must have a direction under {inner}, row {int(norms.argmin())} has none"
+                f"every row must have a direction under {inner}, row "
+                f"{int(undirected.argmax())} has none"
             )
         unit = rows / norms
         alike = unit @ unit.T
@@ -69,7 +74,7 @@ def standardised(
     upper = np.triu_indices(len(alike), 1)
     values = alike[upper]
     # Ranks would blow up what is only rounding, as between orthonormal rows.
-    if not np.ptp(values) > 1e-12 * np.abs(alike).max():
+    if not np.ptp(values) > ROUNDING * np.abs(alike).max():
         raise DegenerateError(
             f"similarities must differ between pairs of rows, all {len(values)} are equal"
         )
