@@ -231,7 +231,8 @@ def test_rows_of_lower_precision_are_scored_in_float64(dtype):
 def grouped_rows(seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Pairs whose B features repeat, and how often each of these fires."""
     x, y = related_rows(seed, 40)
-    held = np.concatenate([np.arange(25), rng_of(seed).integers(25, size=15)])
+    rng = rng_of(seed)
+    held = rng.permutation(np.concatenate([np.arange(25), rng.integers(25, size=15)]))
     return x, y[held], rng_of(seed + 1).random(40)[held]
 
 

@@ -408,6 +408,8 @@ def test_so_many_components_that_they_must_agree_are_refused(measure):
             call()
     with pytest.raises(DegenerateError, match="must sum to at most n_pairs - 1 = 24"):
         entry.compute(x, y, variance=0.99)
+    with pytest.raises(DegenerateError, match=r"n_pairs - 1 = 23, got 12 \+ 12: 1 canonical"):
+        entry.compute(x[:24], y[:24], n_components=12)
 
 
 @pytest.mark.parametrize(

@@ -431,11 +431,11 @@ def unscored(
 def corrected(scores: pd.DataFrame) -> pd.DataFrame:
     """The scores with `q`, `family_size` and `floor_limited`.
 
-    A family is all cells of one measure, matching, null and subspace, over layers and runs. A cell
-    is limited by the floor when its p is the smallest that its shuffles allow and they are fewer
+    A family is all layer pairs of one run, measure, matching, null and subspace. A cell is limited
+    by the floor when its p is the smallest that its shuffles allow and they are fewer
     than 20 for each test of the family, so that q could not fall below 0.05 whatever the score.
     """
-    by = ["measure", "matching", "null", "subspace"]
+    by = ["run", "measure", "matching", "null", "subspace"]
     scores = scores.astype(dict.fromkeys(COMPONENTS, "Int64"))
     families = scores.groupby(by, sort=False)["p"]
     scores["q"] = families.transform(lambda p: q_values(p.to_numpy()))

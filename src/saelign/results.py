@@ -149,7 +149,7 @@ def chosen(table: pd.DataFrame, column: str, value: object, known: Any) -> pd.Da
         raise UnknownNameError.of(f"{column} of this run", value, [str(k) for k in known])
     # Numbers stand in their own order, and none of them is a misspelling of another.
     there = ", ".join(str(k) for k in sorted(known))
-    raise UnknownNameError(f"unknown {column} of this run {value}, expected one of: {there}")
+    raise UnknownNameError(f"these results hold no {column} {value}, expected one of: {there}")
 
 
 def strictest(nulls: Iterable[str]) -> str:

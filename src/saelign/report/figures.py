@@ -20,7 +20,7 @@ from saelign.results import Run, strictest, written
 SCORE_COLOURS = "cividis"  # even in lightness, and made for colour-blind readers
 P_COLOURS = "cividis_r"
 MAX_ANNOTATED = 14
-"""Grids with more layers than this on a side show colours without numbers, and name fewer layers."""
+"""Grids with more layers than this on a side show colours without numbers, and name few layers."""
 SIGNIFICANCE = 0.05
 
 NAMES = {
@@ -257,20 +257,20 @@ def draw_panel(ax: Axes, panel: Panel) -> AxesImage:
     ax.tick_params(length=0)
     for side in ax.spines.values():
         side.set_visible(False)
-    if panel.hatched is not None:
-        weak = panel.hatched.to_numpy() & np.isfinite(values)
-        for i, j in np.argwhere(weak):
-            line = "0.3" if ink_on(colours(panel.norm(values[i, j]))) == "black" else "0.75"
+    hatched = np.zeros(values.shape, bool) if panel.hatched is None else panel.hatched.to_numpy()
+    annotated = max(values.shape) <= MAX_ANNOTATED
+    for i, j in np.argwhere(np.isfinite(values)):
+        value = float(values[i, j])
+        colour = colours(float(panel.norm(value)))
+        ink, line = ("black", "0.3") if is_light(colour) else ("white", "0.75")
+        if hatched[i, j]:
             ax.add_patch(
                 Rectangle((j - 0.5, i - 0.5), 1, 1, fill=False, hatch="////", edgecolor=line, lw=0)
             )
-    if max(values.shape) > MAX_ANNOTATED:
-        return image
-    for (i, j), value in np.ndenumerate(values):
-        if np.isfinite(value):
-            ink = ink_on(colours(panel.norm(value)))
+        if annotated:
+            clear = {"facecolor": colour, "lw": 0, "pad": 0.8} if hatched[i, j] else None
             text = shown(value, panel.norm)
-            ax.text(j, i, text, ha="center", va="center", fontsize=5.5, color=ink)
+            ax.text(j, i, text, ha="center", va="center", fontsize=5.5, color=ink, bbox=clear)
     return image
 
 
@@ -281,10 +281,10 @@ def named_layers(layers: pd.Index) -> tuple[list[int], list[str]]:
     return at, [str(layers[i]) for i in at]
 
 
-def ink_on(colour: tuple[float, float, float, float]) -> str:
-    """The colour that can be read on a cell of that colour."""
+def is_light(colour: tuple[float, float, float, float]) -> bool:
+    """Whether black is easier to read on it than white."""
     red, green, blue, _ = colour
-    return "black" if 0.30 * red + 0.59 * green + 0.11 * blue > 0.45 else "white"
+    return bool(0.30 * red + 0.59 * green + 0.11 * blue > 0.45)
 
 
 def shown(value: float, norm: Normalize) -> str:

@@ -1,5 +1,7 @@
 """Results as tables for a terminal."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import pandas as pd
 from rich.console import RenderableType
@@ -18,7 +20,7 @@ BLANK = Text()
 
 def grid_tables(
     grid: pd.DataFrame, *, title: str, weak: pd.DataFrame | None = None, width: int = WIDTH
-) -> list[Table]:
+) -> list[RenderableType]:
     """A layer grid; cells that do not beat chance after correction in parentheses.
 
     One table, or as many below each other as its columns need to fit into `width`: what a terminal
@@ -27,32 +29,25 @@ def grid_tables(
     shaky = np.zeros(grid.shape, dtype=bool) if weak is None else weak.to_numpy()
     texts = [
         [cell_text(value, weak=flag) for value, flag in zip(row, flags, strict=True)]
-        for row, flags in zip(grid.to_numpy(dtype=float), shaky, strict=True)
+        for row, flags in zip(grid.to_numpy(dtype=float).tolist(), shaky.tolist(), strict=True)
     ]
     widest = max(len(text) for row in texts for text in row)
     at_once = max(1, (width - len(CORNER)) // (widest + len(GAP)))
-    tables = []
+    parts: list[RenderableType] = [Text(title, style="italic")]
     for start in range(0, grid.shape[1], at_once):
         block = slice(start, start + at_once)
-        table = plain_table(title if start == 0 else None)
+        table = Table(box=None, padding=(0, len(GAP), 0, 0), pad_edge=False)
         table.add_column(CORNER, style="bold", justify="right", no_wrap=True)
         for layer in grid.columns[block]:
             table.add_column(str(layer), justify="right", no_wrap=True, min_width=widest)
         for layer, row in zip(grid.index, texts, strict=True):
             table.add_row(str(layer), *row[block])
-        tables.append(table)
-    return tables
+        parts.append(table)
+    return parts
 
 
-def plain_table(title: str | None) -> Table:
-    """A table without lines, its title above."""
-    heading = None if title is None else Text(title, style="italic")
-    padding = (0, len(GAP), 0, 0)
-    return Table(title=heading, title_justify="left", box=None, padding=padding, pad_edge=False)
-
-
-def cell_text(value: float, *, weak: bool) -> str:
-    """A score as a terminal's grid shows it."""
+def cell_text(value: float, *, weak: bool = False) -> str:
+    """A score as a terminal's table shows it."""
     if np.isnan(value):
         return "-"
     return f"({value:z.3f})" if weak else f"{value:z.3f}"
@@ -71,7 +66,7 @@ def overview(run: Run, *, matching: str | None = None, width: int = WIDTH) -> li
     null = strictest(scores["null"].unique())
     about = (
         f": A = {models['a']['name']}, B = {models['b']['name']}, "
-        f"{tokens_read(info['text'])}, saelign {info['versions']['saelign']}"
+        f"{tokens_read([text['n_tokens'] for text in info['text']])}, saelign {info['versions']['saelign']}"
     )
     parts: list[RenderableType] = [
         Text.assemble((str(info["name"]), "bold"), about),
@@ -79,11 +74,13 @@ def overview(run: Run, *, matching: str | None = None, width: int = WIDTH) -> li
     ]
     matchings = [matching] if matching else [str(m) for m in scores["matching"].unique()]
     for name in matchings:
-        for table in best_tables(scores[scores["matching"] == name]):
-            parts += [BLANK, table]
+        for of_null in scores["null"].unique():
+            rows = scores[(scores["matching"] == name) & (scores["null"] == of_null)]
+            title = f"Where the models are most alike: {name}, {of_null} null"
+            parts += [BLANK, Text(title, style="italic"), best_table(rows)]
     if len(seeds) > 1:
-        parts.append(BLANK)
-        parts.append(Text(f"The grids below are those of run 0 (seed {seeds[0]}) of {len(seeds)}."))
+        which = f"The grids below are those of run 0 (seed {seeds[0]}) of {len(seeds)}."
+        parts += [BLANK, Text(which)]
     for name in matchings:
         correlation = run.grid("mean_correlation", matching=name)
         parts.append(BLANK)
@@ -102,9 +99,8 @@ def overview(run: Run, *, matching: str | None = None, width: int = WIDTH) -> li
     return [*parts, *(Text.assemble(("warning: ", "yellow"), warning) for warning in warnings)]
 
 
-def tokens_read(texts: list[dict[str, int]]) -> str:
-    """How many tokens the runs read."""
-    counts = [text["n_tokens"] for text in texts]
+def tokens_read(counts: Sequence[int]) -> str:
+    """How many tokens the runs read, in words."""
     if len(counts) == 1:
         return f"{counts[0]:,} tokens"
     if len(set(counts)) == 1:
@@ -112,38 +108,37 @@ def tokens_read(texts: list[dict[str, int]]) -> str:
     return " and ".join(f"{count:,}" for count in counts) + " tokens"
 
 
-def best_tables(scores: pd.DataFrame) -> list[Table]:
-    """For each null, by measure: how many cells beat chance, and the highest of them.
+def best_table(scores: pd.DataFrame) -> Table:
+    """For each measure: how many cells beat chance, and the highest of them.
 
     Args:
-        scores: Those of one matching.
+        scores: Those of one matching and null.
     """
-    tables = []
     several = scores["run"].nunique() > 1
-    for (matching, null), of_null in scores.groupby(["matching", "null"], sort=False):
-        table = plain_table(f"Where the models are most alike: {matching}, {null} null")
-        table.add_column("measure")
-        peak = "peak\n(run, A, B)" if several else "peak\n(A, B)"
-        for column in ("cells\nq < .05", peak, "score", "chance", "calibrated", "p", "pairs"):
-            table.add_column(column, justify="right", no_wrap=True, vertical="bottom")
-        for measure, group in of_null.groupby("measure", sort=False):
-            table.add_row(Text(str(measure)), *best_cells(group, several=several))
-        tables.append(table)
-    return tables
+    # Options go below their measure's name: beside it they leave no room for the numbers.
+    table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False)
+    table.add_column("measure", overflow="fold", vertical="bottom")
+    peak = "peak\nrun, A, B" if several else "peak\nA, B"
+    for column in ("cells\nq<0.05", peak, "score", "chance", "calibrated", "p", "pairs"):
+        table.add_column(column, justify="right", overflow="fold", vertical="bottom")
+    for measure, group in scores.groupby("measure", sort=False):
+        name = Text(str(measure).replace("(", "\n(").replace(", ", ",\n "))
+        table.add_row(name, *best_cells(group, several=several))
+    return table
 
 
 def best_cells(group: pd.DataFrame, *, several: bool) -> list[str]:
-    """What `best_tables` tells of the scores of one measure, from one run or `several`."""
+    """What `best_table` tells of the scores of one measure, from one run or `several`."""
     scored = group[group["score"].notna()]
-    beat = f"{int((scored['q'] < SIGNIFICANCE).sum())} of {len(group)}"
+    beat = f"{int((scored['q'] < SIGNIFICANCE).sum())}/{len(group)}"
     if len(scored) == 0:
-        return [beat, "none scored"]
+        return [beat, "none"]
     best = scored.iloc[int(scored["calibrated"].fillna(scored["score"]).argmax())]
     where = ("run", "layer_a", "layer_b") if several else ("layer_a", "layer_b")
     return [
         beat,
         ", ".join(str(best[column]) for column in where),
-        *(cell_text(best[value], weak=False) for value in ("score", "null_mean", "calibrated")),
+        *(cell_text(float(best[value])) for value in ("score", "null_mean", "calibrated")),
         f"{best['p']:.2g}",
         f"{best['n_pairs']}",
     ]

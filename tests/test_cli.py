@@ -1,0 +1,717 @@
+"""The command line as someone tired meets it: what it prints, where, and what it says when not."""
+
+import contextlib
+import io
+import json
+import os
+import pty
+import re
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import yaml
+from safetensors.torch import save_file
+
+import saelign.pipeline
+from conftest import lossless_sae, tiny_model, tiny_tokenizer
+from saelign.cli import main
+from saelign.demo import FOLDER, demo_study
+from saelign.errors import MissingFileError
+from saelign.results import open_run
+from saelign.saes import SAE
+from test_results import made_run
+
+COMMANDS = ("run", "check", "show", "demo")
+PROGRESS = re.compile(r"\[ *\d+\.\d s\] [A-Za-z ()]+: [\d,]+ of [\d,]+")
+SCRIPT = Path(sys.executable).with_name("saelign")
+
+
+@dataclass(frozen=True)
+class Called:
+    """What a command gave back."""
+
+    code: int
+    out: str
+    err: str
+
+
+def call(*arguments: str | Path) -> Called:
+    """Run the command line in this process."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = main([str(a) for a in arguments])
+    return Called(code, out.getvalue(), err.getvalue())
+
+
+def write_study(path: Path, content: Mapping[str, Any]) -> Path:
+    path.write_text(yaml.safe_dump(dict(content)), encoding="utf-8")
+    return path
+
+
+def write_sae(path: Path, sae: SAE, **metadata: str) -> None:
+    tensors = {name: getattr(sae, name) for name in ("W_enc", "b_enc", "W_dec", "b_dec")}
+    if sae.threshold is not None:
+        tensors["threshold"] = sae.threshold
+    save_file(tensors, path, metadata=metadata)
+
+
+def changed(study: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """The study with the changes, key by key within its parts."""
+    return {
+        **study,
+        **{
+            key: {**study[key], **value} if isinstance(value, dict) and key in study else value
+            for key, value in changes.items()
+        },
+    }
+
+
+DEMO: dict[str, Any] = {
+    "saelign": 1,
+    "name": "small",
+    "model_a": {
+        "name": str(FOLDER / "A"),
+        "tokenizer": str(FOLDER / "tokenizer"),
+        "saes": str(FOLDER / "sae_A" / "layer_{layer}.safetensors"),
+        "layers": [1, 4],
+        "dtype": "float32",
+    },
+    "model_b": {
+        "name": str(FOLDER / "B"),
+        "tokenizer": str(FOLDER / "tokenizer"),
+        "saes": str(FOLDER / "sae_B" / "layer_{layer}.safetensors"),
+        "layers": [5],
+        "dtype": "float32",
+    },
+    "text": {"source": str(FOLDER / "text.safetensors"), "tokens": 3000},
+    "matching": ["one_to_one"],
+    "measures": ["rsa", {"svcca": {"n_components": 10}}],
+    "nulls": {"shuffle": 19, "rate_matched": 19},
+    "output": {"store": "store"},
+}
+"""Two layers of one shipped model beside one of the other."""
+
+TINY: dict[str, Any] = {
+    "saelign": 1,
+    "name": "tiny",
+    "model_a": {"name": "A", "saes": "sae/{layer}.safetensors", "layers": [1]},
+    "model_b": {"name": "B", "saes": "sae/{layer}.safetensors", "layers": [1]},
+    "text": {"source": "text.txt", "tokens": 2000, "context_length": 16},
+    "filters": {
+        "max_non_concept_tokens": None,
+        "min_shared_tokens": None,
+        "min_correlation": None,
+    },
+    "matching": ["one_to_one", "many_to_one"],
+    "measures": ["rsa"],
+    "nulls": {"shuffle": 9},
+    "output": {"folder": "new", "store": "store"},
+}
+"""Two models of random weights with SAEs that reconstruct everything."""
+
+
+@pytest.fixture(scope="module")
+def demo_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Called]:
+    folder = tmp_path_factory.mktemp("demo")
+    study = write_study(folder / "study.yaml", DEMO)
+    return folder / "out", call("run", study, "--out", folder / "out")
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the tiny study, all that it names, its finished run in `old`, and its store."""
+    folder = tmp_path_factory.mktemp("tiny")
+    (folder / "sae").mkdir()
+    for seed, name in enumerate("AB"):
+        tiny_model("gpt_neox", seed).save_pretrained(folder / name)
+        tiny_tokenizer().save_pretrained(folder / name)
+    for layer in range(3):
+        write_sae(folder / "sae" / f"{layer}.safetensors", lossless_sae())
+    words = np.random.default_rng(0).choice(list("abcdefghij ."), 3000)
+    (folder / "text.txt").write_text("".join(words))
+    study = write_study(folder / "study.yaml", TINY)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(saelign.pipeline, "write_figures", lambda *_, **__: [])
+        assert call("run", study, "--out", folder / "old").code == 0
+    return folder
+
+
+# What is printed, and where ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help_with_an_example(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main([command, "--help"])
+    assert stopped.value.code == 0
+    told, err = capsys.readouterr()
+    assert err == ""
+    assert re.search(rf"^examples?:\n  saelign {command}", told, flags=re.MULTILINE)
+    assert "--json" in told
+
+
+def test_the_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["--help"])
+    assert stopped.value.code == 0
+    told = capsys.readouterr().out
+    assert all(re.search(rf"^    {command} ", told, flags=re.MULTILINE) for command in COMMANDS)
+    assert "example:\n  saelign demo" in told
+
+
+@pytest.mark.parametrize("command", [[SCRIPT], [sys.executable, "-m", "saelign.cli"]])
+def test_the_version_is_printed_by_script_and_module(command: list[str | Path]) -> None:
+    told = subprocess.run([*command, "--version"], capture_output=True, text=True, check=True)
+    assert told.stdout == f"saelign {saelign.__version__}\n"
+    assert told.stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], "the following arguments are required: COMMAND"),
+        (["compare"], "invalid choice: 'compare'"),
+        (["run"], "the following arguments are required: STUDY"),
+        (["show", "results", "--matchin"], "expected one argument"),
+        (["check", "study.yaml", "--quiet"], "unrecognized arguments: --quiet"),
+    ],
+)
+def test_wrong_usage_exits_with_2_and_says_what_is_wrong(
+    arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(arguments)
+    assert stopped.value.code == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("usage: saelign")
+    assert words in err
+
+
+def test_a_run_prints_its_tables_on_stdout_and_plain_lines_of_progress_on_stderr(
+    demo_run: tuple[Path, Called],
+) -> None:
+    folder, told = demo_run
+    assert told.code == 0
+    lines = told.err.splitlines()
+    assert all(PROGRESS.fullmatch(line) for line in lines), told.err
+    stages = [line.split("] ")[1].split(":")[0] for line in lines]
+    assert list(dict.fromkeys(stages)) == [
+        "collect A (tokens)",
+        "collect B (tokens)",
+        "describe A",
+        "describe B",
+        "compare layers",
+        "draw figures",
+    ]
+    assert told.out.startswith("small: A = ")
+    assert "3,000 tokens, saelign " in told.out
+    assert "Where the models are most alike: one_to_one, rate_matched null" in told.out
+    assert told.out.endswith(
+        f"\nresults: {folder}\nfigures: {folder}/figures (start with overview_one_to_one.png)\n"
+    )
+    assert (folder / "figures" / "overview_one_to_one.png").is_file()
+    assert " of 3,000" not in told.out
+
+
+def test_show_prints_what_the_run_printed(demo_run: tuple[Path, Called]) -> None:
+    folder, told = demo_run
+    assert call("show", folder) == Called(0, told.out, "")
+
+
+def test_show_as_json_prints_every_score_exactly_and_nothing_else(
+    demo_run: tuple[Path, Called],
+) -> None:
+    folder, _ = demo_run
+    told = call("show", folder, "--json")
+    assert (told.code, told.err) == (0, "")
+    content = json.loads(told.out)
+    assert content["folder"] == str(folder)
+    assert content["warnings"] == open_run(folder).info["warnings"]
+    scores = open_run(folder).scores
+    assert len(scores) == len(content["scores"]) == 2 * 2 * 2
+    for row, record in zip(scores.to_dict("records"), content["scores"], strict=True):
+        assert row.keys() == record.keys()
+        for key, value in row.items():
+            assert record[key] is None if pd.isna(value) else record[key] == value, key
+
+
+def test_a_small_p_and_a_missing_score_survive_as_json(tmp_path: Path) -> None:
+    run = made_run(tmp_path)
+    scores = run.scores
+    scores.loc[0, "p"] = 1.2345678901234e-12
+    scores.loc[1, "score"] = np.nan
+    scores.to_parquet(tmp_path / "scores.parquet")
+    told = json.loads(call("show", tmp_path, "--json").out)["scores"]
+    assert told[0]["p"] == 1.2345678901234e-12
+    assert told[1]["score"] is None
+    assert told[1]["n_components"] is None
+
+
+def test_show_of_one_matching_tells_of_no_other(tmp_path: Path) -> None:
+    made_run(tmp_path)
+    told = call("show", tmp_path, "--matching", "many_to_one")
+    assert told.code == 0
+    assert "many_to_one" in told.out
+    assert "one_to_one" not in told.out
+    told = call("show", tmp_path, "--matching", "many_to_one", "--json")
+    assert {row["matching"] for row in json.loads(told.out)["scores"]} == {"many_to_one"}
+
+
+def test_the_figure_that_is_pointed_at_is_there(tmp_path: Path) -> None:
+    run = made_run(tmp_path, matchings=("many_to_one",), seeds=(3, 4))
+    assert f"figures: {tmp_path}/figures\n" in call("show", tmp_path).out
+    figure = tmp_path / "figures" / "overview_many_to_one_run0.png"
+    figure.parent.mkdir()
+    figure.touch()
+    for arguments in ([], ["--matching", "many_to_one"]):
+        told = call("show", run.folder, *arguments).out
+        assert told.endswith(f"figures: {figure.parent} (start with {figure.name})\n")
+
+
+def test_a_path_with_brackets_is_printed_as_it_is(tmp_path: Path) -> None:
+    folder = tmp_path / "[bold]run :smile:"
+    made_run(folder)
+    assert f"results: {folder}\n" in call("show", folder).out
+
+
+def test_a_run_with_several_matchings_gives_all_as_json_and_says_how_to_see_the_others(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(saelign.pipeline, "write_figures", lambda *_, **__: [])
+    study, out = tiny / "study.yaml", tmp_path / "out"
+    content = json.loads(call("run", study, "--out", out, "--json").out)
+    assert {row["matching"] for row in content["scores"]} == {"one_to_one", "many_to_one"}
+    told = call("run", study, "--out", out)
+    assert told.code == 0
+    assert "rsa, many_to_one" not in told.out
+    assert told.out.endswith(f"\nmany_to_one: saelign show {out} --matching many_to_one\n")
+    assert "rsa, many_to_one" in call("show", out, "--matching", "many_to_one").out
+
+
+def test_check_says_what_a_study_comes_to_and_leaves_nothing_behind(
+    tiny: Path, tmp_path: Path
+) -> None:
+    study = write_study(
+        tiny / "several.yaml",
+        changed(TINY, {"seeds": [0, 1], "output": {"folder": "a/b", "store": "c/d"}}),
+    )
+    before = sorted(tiny.iterdir())
+    told = call("check", study)
+    assert (told.code, told.err) == (0, "")
+    assert told.out == (
+        "   study: tiny\n"
+        " model a: name A, layers 1\n"
+        " model b: name B, layers 1\n"
+        "  tokens: 2,000, 2,000\n"
+        "  masked: padding 0, special 134, first position 0, surplus 10; "
+        "padding 0, special 134, first position 0, surplus 10\n"
+        "   cells: 4\n"
+        "  scores: 4\n"
+        f"     out: {tiny}/a/b\n"
+        f"   store: {tiny}/c/d\n"
+        " verdict: this study can run\n"
+    )
+    told = call("check", study, "--out", tmp_path / "elsewhere", "--json")
+    assert (told.code, told.err) == (0, "")
+    content = json.loads(told.out)
+    assert content["tokens"] == [2000, 2000]
+    assert content["out"] == str(tmp_path / "elsewhere")
+    assert sorted(tiny.iterdir()) == before
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_on_a_terminal_progress_is_bars_while_stdout_stays_json_alone(
+    tiny: Path, tmp_path: Path
+) -> None:
+    terminal, stderr = pty.openpty()
+    seen: list[bytes] = []
+
+    def watch() -> None:
+        # Linux ends a pseudo-terminal whose other side was closed with an error.
+        with contextlib.suppress(OSError):
+            while chunk := os.read(terminal, 65536):
+                seen.append(chunk)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    told = subprocess.run(
+        [SCRIPT, "run", tiny / "study.yaml", "--out", tmp_path / "out", "--json"],
+        stdout=subprocess.PIPE,
+        stderr=stderr,
+        env={**os.environ, "TERM": "xterm-256color", "COLUMNS": "100"},
+        check=False,
+    )
+    os.close(stderr)
+    watcher.join()
+    os.close(terminal)
+    bars = b"".join(seen).decode()
+    assert told.returncode == 0, bars
+    assert len(json.loads(told.stdout)["scores"]) == 2
+    assert "━━━" in bars
+    assert re.search(r"draw figures.*6/6", bars)
+    assert not PROGRESS.search(bars)
+    assert bars.endswith(("\x1b[?25h", "\n"))  # the cursor is shown again
+
+
+@pytest.mark.parametrize("options", [[], ["--json"]])
+def test_a_reader_that_has_seen_enough_ends_the_output_quietly(
+    tmp_path: Path, options: list[str]
+) -> None:
+    made_run(tmp_path, layers_a=range(6), layers_b=range(6))
+    with subprocess.Popen(
+        [SCRIPT, "show", tmp_path, *options], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == b""
+        assert process.wait() == 1
+
+
+def test_a_run_stopped_from_the_keyboard_says_that_it_can_go_on(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(saelign.pipeline, "run", stop)
+    assert call("run", tiny / "study.yaml") == Called(
+        130, "", "saelign: stopped; start it again, it goes on where it stopped\n"
+    )
+
+
+def test_an_error_that_is_none_of_saeligns_own_is_not_hidden(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise ZeroDivisionError("a defect")
+
+    monkeypatch.setattr(saelign.pipeline, "run", fail)
+    with pytest.raises(ZeroDivisionError):
+        call("run", tiny / "study.yaml")
+
+
+# The demo ----------------------------------------------------------------------------------------
+
+
+def test_the_demo_reads_the_shipped_text_unless_told_otherwise() -> None:
+    study = demo_study()
+    assert study.folder / study.text.source == FOLDER / "text.safetensors"
+    assert not study.text.allow_fewer
+
+
+def test_the_demo_reads_any_text_file_or_folder_however_short(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "book.txt").write_text("Once upon a time.")
+    monkeypatch.chdir(tmp_path)
+    for text in ("book.txt", tmp_path / "book.txt", tmp_path):
+        study = demo_study(text=text)
+        assert Path(study.text.source) == tmp_path / text
+        assert study.text.allow_fewer
+        assert study.text.tokens == demo_study().text.tokens
+        assert study.model_a == demo_study().model_a
+
+
+def test_a_missing_text_stops_the_demo_before_anything_else(tmp_path: Path) -> None:
+    words = f"text must be a file or folder, {tmp_path}/book.txt is not there"
+    with pytest.raises(MissingFileError) as raised:
+        demo_study(text=tmp_path / "book.txt")
+    assert str(raised.value) == words
+    told = call("demo", "--text", tmp_path / "book.txt", "--out", tmp_path / "out")
+    assert told == Called(1, "", f"saelign: {words}\n")
+    assert list(tmp_path.iterdir()) == []
+
+
+# Bad input ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Bad:
+    """Something that a tired researcher does.
+
+    Attributes:
+        says: The whole message; `…` stands for words of another package's, on the same line.
+        study: What is other in the study.
+        files: What is other in the folder; may give names to format the message with.
+        command: What is typed, if it is not `run study.yaml`.
+    """
+
+    says: str
+    study: Mapping[str, Any] | None = None
+    files: Callable[[Path], dict[str, Any] | Any] | None = None
+    command: tuple[str, ...] = ("run", "{here}/study.yaml")
+
+
+def flip(path: Path) -> Path:
+    content = bytearray(path.read_bytes())
+    content[-5] ^= 255
+    path.write_bytes(content)
+    return path
+
+
+def stored(here: Path, pattern: str) -> Path:
+    return sorted(here.glob(f"store/*/{pattern}"))[0]
+
+
+def damaged_shard(here: Path) -> dict[str, Path]:
+    return {"file": flip(stored(here, "shard-*"))}
+
+
+def damaged_manifest(here: Path) -> dict[str, Path]:
+    path = stored(here, "manifest.json")
+    path.write_text('{"format_version": 1, "shards": [')
+    return {"file": path}
+
+
+def newer_manifest(here: Path) -> dict[str, Path]:
+    path = stored(here, "manifest.json")
+    path.write_text(json.dumps({**json.loads(path.read_text()), "format_version": 2}))
+    return {"file": path}
+
+
+def file_at(name: str, content: str = "in the way") -> Callable[[Path], Any]:
+    def write(here: Path) -> None:
+        (here / name).parent.mkdir(exist_ok=True)
+        (here / name).write_text(content)
+
+    return write
+
+
+def sae_at_layer_1(sae: SAE, **metadata: str) -> Callable[[Path], Any]:
+    return lambda here: write_sae(here / "sae" / "1.safetensors", sae, **metadata)
+
+
+def tokenizer_of_b(words: str) -> Callable[[Path], Any]:
+    return lambda here: tiny_tokenizer(words).save_pretrained(here / "B")
+
+
+SHOW = ("show", "{here}/old")
+BAD = {
+    "a layer that the model does not have": Bad(
+        study={"model_a": {"layers": [1, 3]}},
+        says="layers of model a must lie between 0 and 2, got 3: A has 3 blocks, counted from 0",
+    ),
+    "an SAE of another width": Bad(
+        files=sae_at_layer_1(lossless_sae(8)),
+        says="an SAE must be as wide as its model, {here}/sae/1.safetensors reads 8 dimensions and "
+        "the model has 16: it belongs to another model",
+    ),
+    "an SAE of another layer": Bad(
+        files=sae_at_layer_1(lossless_sae(), hook_name="blocks.2.hook_resid_post"),
+        says="an SAE must be read where it was trained, {here}/sae/1.safetensors says "
+        "'blocks.2.hook_resid_post' (after block 2) and is read after block 1: read it at 2",
+    ),
+    "an SAE of something else than the residual stream": Bad(
+        files=sae_at_layer_1(lossless_sae(), hook_name="blocks.1.hook_mlp_out"),
+        says="an SAE must read the residual stream before or after a block, "
+        "{here}/sae/1.safetensors reads 'blocks.1.hook_mlp_out': choose one of hook_resid_pre or "
+        "hook_resid_post",
+    ),
+    "an SAE without a live feature": Bad(
+        files=sae_at_layer_1(
+            lossless_sae(threshold=torch.full((32,), 1e9), activation="jumprelu")
+        ),
+        says="an SAE must have live features, none of the 32 of {here}/sae/1.safetensors is active "
+        "on 2,000 tokens at layer 1: is it an SAE of this model?",
+    ),
+    "a missing SAE": Bad(
+        study={"model_a": {"saes": "sae/layer_{layer}.safetensors"}},
+        says="an SAE must be a file or a SAELens folder, {here}/sae/layer_1.safetensors is not "
+        "there",
+    ),
+    "an SAE that is no safetensors file": Bad(
+        files=file_at("sae/1.safetensors"),
+        says="an SAE must be a safetensors file, {here}/sae/1.safetensors is none: …",
+    ),
+    "tokenizers of as many tokens that differ": Bad(
+        files=tokenizer_of_b("abcdefghijklmnopqrstuvwxyz ,.\n"),
+        says="both models must read the same tokens, token 29 is '.' in {here}/A and ',' in "
+        "{here}/B: choose two models that share a tokenizer",
+    ),
+    "tokenizers of different size": Bad(
+        files=tokenizer_of_b("abcdefghijklmnopqrstuvwxyz"),
+        says="both models must read the same tokens, got 32 tokens in {here}/A and 28 in {here}/B: "
+        "choose two models that share a tokenizer",
+    ),
+    "an empty text": Bad(
+        files=file_at("text.txt", " \n"), says="text must hold words, {here}/text.txt is empty"
+    ),
+    "a text too short": Bad(
+        files=file_at("text.txt", "abc " * 100),
+        says="text too short: at least 1,000 tokens must count, got 400; give more text or ask for "
+        "more tokens",
+    ),
+    "a text of fewer tokens than asked for": Bad(
+        study={"text": {"tokens": 5000}},
+        says="the text must hold the 5,000 tokens asked for, it holds 3,000: give more text, or "
+        "ask for at most 3,000",
+    ),
+    "a missing text": Bad(
+        study={"text": {"source": "book.txt"}},
+        says="text must be a file or a folder of .txt files, {here}/book.txt is not there",
+    ),
+    "contexts longer than the model can read": Bad(
+        study={"text": {"context_length": 512}},
+        says="contexts must fit into the 64 positions of model A, got contexts of 512 tokens: "
+        "lower text.context_length, or give shorter rows of token ids",
+    ),
+    "fewer than three pairs left": Bad(
+        study={"filters": {"min_correlation": 0.999}},
+        says="at least one layer pair must be scored, none of 2 could be: at least 3 pairs are "
+        "needed to compare, got 0: loosen the filters or use more text (pairs and their reasons "
+        "are in {here}/new)",
+    ),
+    "a file where the run's folder must be": Bad(
+        files=file_at("new"),
+        says="{here}/new must be a folder that can be written, it is not: Not a directory; choose "
+        "another with --out or output.folder",
+    ),
+    "a file where the store must be": Bad(
+        study={"output": {"store": "text.txt"}},
+        says="{here}/text.txt must be a folder that can be written, it is not: Not a directory; "
+        "choose another with output.store or $SAELIGN_STORE",
+    ),
+    "a run's folder that holds other files": Bad(
+        files=file_at("new/thesis.tex"),
+        says="the run's folder must be empty or hold an earlier run of this study, {here}/new "
+        "holds files that are not a run: choose another with --out",
+    ),
+    "a run's folder that holds the run of another study": Bad(
+        study={"output": {"folder": "old"}, "metric": "cosine"},
+        says="the run's folder must be empty or hold an earlier run of this study, {here}/old "
+        "holds the run of another study: choose another with --out",
+    ),
+    "a run's folder whose study is damaged": Bad(
+        files=file_at("new/study.yaml", "a: ["),
+        says="the run's folder must be empty or hold an earlier run of this study, {here}/new "
+        "holds the run of another study: choose another with --out",
+    ),
+    "a damaged shard": Bad(
+        files=damaged_shard,
+        says="stored activations must be as they were written, {file} is not what was written: "
+        "delete the folder {file.parent} and run again",
+    ),
+    "a damaged manifest": Bad(
+        files=damaged_manifest,
+        says="stored activations must be as they were written, {file} is not a manifest: delete "
+        "the folder {file.parent} and run again",
+    ),
+    "a manifest of a newer format": Bad(
+        files=newer_manifest,
+        says="{file} has format 2, this saelign reads up to 1: update saelign, or delete the "
+        "folder and run again",
+    ),
+    "a study of a newer format": Bad(
+        study={"saelign": 2},
+        says="this version reads studies of format 1, got 2: upgrade saelign",
+    ),
+    "an unknown measure": Bad(
+        study={"measures": ["rsa", "ckaa"]},
+        says="unknown measure 'ckaa' (did you mean 'cka'?), expected one of: cka, pc1, rsa, svcca, "
+        "svcca_r2",
+    ),
+    "an unknown key": Bad(
+        study={"text": {"token": 3000}},
+        says="unknown key of text 'token' (did you mean 'tokens'?), expected one of: allow_fewer, "
+        "context_length, mask_first, mask_special, source, split, tokens",
+    ),
+    "a missing study": Bad(
+        command=("run", "{here}/studdy.yaml"),
+        says="a study file must be there to be read, {here}/studdy.yaml is not",
+    ),
+    "a study that is not YAML": Bad(
+        files=file_at("study.yaml", "model_a: [A"),
+        says="{here}/study.yaml must be a YAML file, it cannot be read: …",
+    ),
+    "a model that is neither a folder nor reachable": Bad(
+        study={"model_a": {"name": "pythia-70"}},
+        says="model 'pythia-70' is neither a folder nor reachable on the Hugging Face hub: …",
+    ),
+    "a model folder without weights": Bad(
+        files=lambda here: (here / "A" / "model.safetensors").unlink(),
+        says="model folder '{here}/A' must hold weights (*.safetensors), it holds none",
+    ),
+    "a damaged run.json": Bad(
+        command=SHOW,
+        files=lambda here: (here / "old" / "run.json").write_text('{"format": 1, "comp'),
+        says="{here}/old/run.json must be what saelign wrote, it is damaged: run the study again",
+    ),
+    "a run of a newer format": Bad(
+        command=SHOW,
+        files=lambda here: (here / "old" / "run.json").write_text('{"format": 2}'),
+        says="this version reads runs of format 1, {here}/old/run.json has 2: upgrade saelign",
+    ),
+    "a run that was not finished": Bad(
+        command=SHOW,
+        files=lambda here: (here / "old" / "run.json").write_text('{"format": 1}'),
+        says="the run in {here}/old was not finished: start it again, it goes on where it stopped",
+    ),
+    "damaged scores": Bad(
+        command=SHOW,
+        files=lambda here: (here / "old" / "scores.parquet").write_text("PAR1"),
+        says="{here}/old/scores.parquet must be what saelign wrote, it is damaged: run the study "
+        "again",
+    ),
+    "no run at all": Bad(
+        command=("show", "{here}/results"),
+        says="a run's folder must hold run.json, {here}/results does not: give a folder that "
+        "`saelign run` wrote",
+    ),
+    "an unknown matching": Bad(
+        command=(*SHOW, "--matching", "onetoone"),
+        says="unknown matching of this run 'onetoone' (did you mean 'one_to_one'?), expected one "
+        "of: many_to_one, one_to_one",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("bad", BAD.values(), ids=BAD.keys())
+def test_bad_input_ends_with_one_line_that_says_what_to_do(
+    bad: Bad, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(saelign.pipeline, "write_figures", lambda *_, **__: [])
+    here = tmp_path / "here"
+    shutil.copytree(tiny, here)
+    if bad.study is not None:
+        write_study(here / "study.yaml", changed(TINY, bad.study))
+    names = bad.files(here) if bad.files is not None else None
+    told = call(*(part.format(here=here) for part in bad.command))
+    *progress, message = told.err.splitlines()
+    assert all(PROGRESS.fullmatch(line) for line in progress), told.err
+    expected = bad.says.format(here=here, **(names if isinstance(names, dict) else {}))
+    assert re.fullmatch(re.escape(f"saelign: {expected}").replace("…", ".+"), message), message
+    assert (told.code, told.out) == (1, "")
+
+
+@pytest.mark.parametrize("what", ["a damaged shard", "a damaged manifest", "an empty text"])
+def test_what_was_there_before_bad_input_is_there_after_it(
+    what: str, tiny: Path, tmp_path: Path
+) -> None:
+    here = tmp_path / "here"
+    shutil.copytree(tiny, here)
+    bad = BAD[what]
+    assert bad.files is not None
+    bad.files(here)
+
+    def content() -> dict[Path, bytes]:
+        files = (p for part in ("store", "old") for p in (here / part).rglob("*") if p.is_file())
+        return {path: path.read_bytes() for path in files}
+
+    before = content()
+    assert call("run", here / "study.yaml").code == 1
+    assert content() == before
