@@ -14,7 +14,7 @@ from saelign.nulls import (
     draw_permutations,
     mantel_moments,
     q_values,
-    rate_deciles,
+    rate_strata,
     trace_moments,
 )
 from saelign.similarity import MEASURES
@@ -178,15 +178,23 @@ def test_repeated_partners_have_no_closed_form(measure):
     assert MEASURES[measure].compare(x, partners_of(y)).exact_moments() is None
 
 
-@given(n=st.integers(0, 35), seed=st.integers(0, 1000), n_values=st.sampled_from([1, 3, 1000]))
-def test_deciles_are_even_and_ordered_by_rate(n, seed, n_values):
+@given(n=st.integers(2, 400), seed=st.integers(0, 1000), n_values=st.sampled_from([1, 3, 1000]))
+def test_strata_are_even_and_ordered_by_rate(n, seed, n_values):
     rates = np.random.default_rng(seed).integers(n_values, size=n) / n_values
-    deciles = rate_deciles(rates)
-    sizes = np.bincount(deciles, minlength=10)
+    strata = rate_strata(rates)
+    sizes = np.bincount(strata)
     assert sizes.max() - sizes.min() <= 1
-    assert len(sizes) == 10
+    assert sizes.min() >= 2
     order = np.lexsort((np.arange(n), rates))  # ties by position
-    assert (np.diff(deciles[order]) >= 0).all()
+    assert (np.diff(strata[order]) >= 0).all()
+
+
+@pytest.mark.parametrize(
+    ("n", "n_strata"),
+    [(1, 1), (3, 1), (10, 5), (20, 10), (50, 10), (100, 10), (109, 10), (1536, 153)],
+)
+def test_strata_are_deciles_and_then_of_ten_features(n, n_strata):
+    assert rate_strata(np.arange(n) / n).max() + 1 == n_strata
 
 
 @given(

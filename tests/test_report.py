@@ -66,8 +66,10 @@ def hatched_cells(ax: Axes) -> set[tuple[int, int]]:
     return {(round(p.get_y() + 0.5), round(p.get_x() + 0.5)) for p in patches}
 
 
-def rendered(parts: list[RenderableType], width: int = 80, **options: Any) -> str:
-    console = Console(file=StringIO(), width=width, soft_wrap=True, highlight=False, **options)
+def rendered(parts: list[RenderableType], width: int = 80) -> str:
+    console = Console(
+        file=StringIO(), width=width, soft_wrap=True, highlight=False, force_terminal=False
+    )
     for part in parts:
         console.print(part)
     assert isinstance(console.file, StringIO)

@@ -11,7 +11,7 @@ from threadpoolctl import threadpool_limits
 
 from saelign import Score, score
 from saelign.errors import DegenerateError, ShapeError, UnknownNameError
-from saelign.nulls import NULLS, draw_permutations, rate_deciles
+from saelign.nulls import NULLS, draw_permutations, rate_strata
 from saelign.scoring import MIN_PAIRS, check_rows, null_permutations, score_comparison
 from saelign.similarity import MEASURES
 from saelign.similarity.partners import partners_of
@@ -155,7 +155,7 @@ def test_a_score_is_the_measure_beside_the_measure_of_shuffled_rows(measure, nul
     scored = score(
         x, y, measure=measure, null=null, n_permutations=30, rng=rng_of(7), firing_rates=rates
     )
-    strata = rate_deciles(rates) if null == "rate_matched" else None
+    strata = rate_strata(rates) if null == "rate_matched" else None
     permutations = draw_permutations(40, 30, rng=rng_of(7), strata=strata)
     compute = MEASURES[measure].compute
     assert scored.score == pytest.approx(compute(x, y), abs=1e-9)
@@ -248,7 +248,7 @@ def test_the_null_of_repeated_partners_relabels_whole_groups(measure, null):
     assert scored.n_partners < 40
     strata = None
     if null == "rate_matched":
-        strata = rate_deciles(np.array([rates[(y == row).all(axis=1)][0] for row in partners.rows]))
+        strata = rate_strata(np.array([rates[(y == row).all(axis=1)][0] for row in partners.rows]))
     permutations = draw_permutations(scored.n_partners, 10, rng=rng_of(7), strata=strata)
     compute = MEASURES[measure].compute
     expected = [compute(x, partners.rows[s][partners.held]) for s in permutations]
@@ -289,10 +289,15 @@ def test_swapping_one_to_one_rows_keeps_score_and_chance(measure):
 
 
 @pytest.mark.parametrize("measure", MEASURES)
-def test_ten_features_have_a_decile_each_and_chance_is_the_score_itself(measure):
+def test_a_null_that_cannot_move_is_the_score_itself_and_shows_nothing(measure):
     x, y = related_rows(n_pairs=10)
-    scored = score(
-        x, y, measure=measure, null="rate_matched", rng=rng_of(), firing_rates=rng_of(1).random(10)
+    partners = partners_of(y)
+    scored = score_comparison(
+        MEASURES[measure].compare(x, partners),
+        partners,
+        measure=measure,
+        null="rate_matched",
+        permutations=np.tile(np.arange(10), (19, 1)),
     )
     assert scored.p_value == 1
     assert np.isnan(scored.z)

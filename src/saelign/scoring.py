@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Float, Float64, Int
 
 from saelign.errors import DegenerateError, ShapeError, UnknownNameError
-from saelign.nulls import NULLS, draw_permutations, rate_deciles
+from saelign.nulls import NULLS, draw_permutations, rate_strata
 from saelign.similarity import MEASURES, Comparison, Measure
 from saelign.similarity.partners import Partners, partners_of
 
@@ -197,7 +197,7 @@ def null_permutations(
                 "firing_rates must be finite, and the same for pairs that share a feature: give "
                 "those of the side whose features repeat"
             )
-        strata = rate_deciles(rates[first])
+        strata = rate_strata(rates[first])
     return draw_permutations(len(partners.rows), n_permutations, rng=rng, strata=strata)
 
 

@@ -2,13 +2,13 @@
 
 from saelign.nulls.fdr import q_values
 from saelign.nulls.moments import mantel_moments, trace_moments
-from saelign.nulls.permutations import NULLS, draw_permutations, rate_deciles
+from saelign.nulls.permutations import NULLS, draw_permutations, rate_strata
 
 __all__ = [
     "NULLS",
     "draw_permutations",
     "mantel_moments",
     "q_values",
-    "rate_deciles",
+    "rate_strata",
     "trace_moments",
 ]

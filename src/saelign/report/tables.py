@@ -64,9 +64,10 @@ def overview(run: Run, *, matching: str | None = None, width: int = WIDTH) -> li
     info, scores = run.info, run.scores
     models, seeds = info["models"], info["seeds"]
     null = strictest(scores["null"].unique())
+    read = tokens_read([text["n_tokens"] for text in info["text"]])
     about = (
-        f": A = {models['a']['name']}, B = {models['b']['name']}, "
-        f"{tokens_read([text['n_tokens'] for text in info['text']])}, saelign {info['versions']['saelign']}"
+        f": A = {models['a']['name']}, B = {models['b']['name']}, {read}, "
+        f"saelign {info['versions']['saelign']}"
     )
     parts: list[RenderableType] = [
         Text.assemble((str(info["name"]), "bold"), about),
