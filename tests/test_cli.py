@@ -23,12 +23,14 @@ import yaml
 from safetensors.torch import save_file
 
 import saelign.pipeline
+import saelign.plan
 from conftest import lossless_sae, tiny_model, tiny_tokenizer
 from saelign.cli import main
 from saelign.demo import FOLDER, demo_study
 from saelign.errors import MissingFileError
 from saelign.results import open_run
 from saelign.saes import SAE
+from saelign.text import Tokenizer
 from test_results import made_run
 
 COMMANDS = ("run", "check", "show", "demo")
@@ -337,6 +339,22 @@ def test_check_says_what_a_study_comes_to_and_leaves_nothing_behind(
     assert content["out"] == str(tmp_path / "elsewhere")
     assert sorted(tiny.iterdir()) == before
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_models_revision_is_not_asked_of_a_tokenizer_from_elsewhere(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[str, str | None]] = []
+    load = saelign.plan.load_tokenizer
+
+    def ask(name: str, revision: str | None) -> Tokenizer:
+        asked.append((Path(name).name, revision))
+        return load(name, revision)
+
+    monkeypatch.setattr(saelign.plan, "load_tokenizer", ask)
+    models = {"model_a": {"revision": "step3"}, "model_b": {"revision": "step3", "tokenizer": "A"}}
+    assert call("check", write_study(tiny / "revised.yaml", changed(TINY, models))).code == 0
+    assert asked == [("A", "step3"), ("A", None)]
 
 
 def test_on_a_terminal_progress_is_bars_while_stdout_stays_json_alone(

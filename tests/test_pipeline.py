@@ -67,6 +67,28 @@ def test_every_cell_is_scored_by_every_measure_beside_every_null(finished: Run) 
     assert (scores["family_size"] == 4).all()
 
 
+def test_cells_at_the_floor_of_too_few_shuffles_say_so(finished: Run) -> None:
+    scores = finished.scores  # 19 shuffles, 4 cells a family: 80 would do
+    at_floor = scores["p"] == 1 / 20
+    assert at_floor.any()
+    assert (scores["floor_limited"] == at_floor).all()
+    assert any("floor-limited" in warning for warning in finished.info["warnings"])
+
+
+def test_each_seed_is_a_run_of_its_own(store: Path, tmp_path: Path) -> None:
+    study = small_study(store, measures=[MeasureStudy(name="rsa")])
+    study = dataclasses.replace(study, seeds=[0, 1], matching=["one_to_one"])
+    both = run(study, out=tmp_path / "both")
+    assert sorted(both.scores["run"].unique()) == [0, 1]
+    assert (both.scores["family_size"] == 4).all()
+    first, second = (both.grid("rsa", run=index) for index in (0, 1))
+    assert (first != second).all().all()
+    assert both.pairs(4, 5, run=0)["correlation"].mean() == pytest.approx(
+        both.pairs(4, 5, run=1)["correlation"].mean(), rel=0.2
+    )
+    assert both.info["text"][0]["sha256"] != both.info["text"][1]["sha256"]
+
+
 def test_trained_models_are_alike_above_chance(finished: Run) -> None:
     rsa = finished.grid("rsa", "p", matching="one_to_one", null="rate_matched")
     assert (rsa.to_numpy() <= 0.05).all()

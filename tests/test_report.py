@@ -157,8 +157,9 @@ def test_several_seeds_have_figures_of_their_own_named_by_run_and_titled_by_seed
     run = made_run(tmp_path, measures=("rsa",), matchings=("one_to_one",), seeds=(3, 4))
     titles: dict[str, str] = {}
 
-    def look(path: Path, rows: Any, table: Any, title: str) -> Path:  # noqa: ARG001
+    def look(path: Path, _: Any, table: pd.DataFrame, title: str) -> Path:
         titles[path.name] = title.splitlines()[0]
+        assert path.name.endswith(f"_run{table['run'].unique()[0]}")
         return path
 
     monkeypatch.setattr(figures, "write_figure", look)

@@ -362,8 +362,10 @@ def test_a_written_file_takes_the_place_of_the_old_one_at_the_end_and_not_before
     for content in ("old", "new"):
         with written(path) as temporary:
             temporary.write_text(content)
+            made = temporary.stat().st_ino
             assert not path.exists() or path.read_text() == "old"
         assert path.read_text() == content
+        assert path.stat().st_ino == made  # moved, not copied: no reader ever sees half of it
         assert list(path.parent.iterdir()) == [path]
 
 

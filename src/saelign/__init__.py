@@ -13,7 +13,7 @@ import importlib.metadata
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from saelign.correlation import Correlation, CrossMoments, correlate
+    from saelign.correlation import Correlation, CrossMoments, correlate, correlation_of
     from saelign.errors import SaelignError
     from saelign.matching import Filters, match
     from saelign.pipeline import run
@@ -32,6 +32,7 @@ _WHERE = {
     "Study": "study",
     "check": "plan",
     "correlate": "correlation",
+    "correlation_of": "correlation",
     "load_study": "study",
     "match": "matching",
     "open_run": "results",
@@ -49,6 +50,7 @@ __all__ = [
     "Study",
     "check",
     "correlate",
+    "correlation_of",
     "load_study",
     "match",
     "open_run",

@@ -170,7 +170,7 @@ def print_run(run: Any, *, as_json: bool, matching: str | None) -> None:
 
     from saelign.report import overview
 
-    console = Console(soft_wrap=True, highlight=False, markup=False, emoji=False)
+    console = Console(soft_wrap=True, highlight=False)
     for part in overview(run, matching=matching, width=console.width):
         console.print(part)
     folder = run.folder.resolve()

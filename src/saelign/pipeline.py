@@ -433,7 +433,7 @@ def corrected(scores: pd.DataFrame) -> pd.DataFrame:
 
     A family is all layer pairs of one run, measure, matching, null and subspace. A cell is limited
     by the floor when its p is the smallest that its shuffles allow and they are fewer
-    than 20 for each test of the family, so that q could not fall below 0.05 whatever the score.
+    than 20 for each test of the family: were it the only one, q could not fall below 0.05.
     """
     by = ["run", "measure", "matching", "null", "subspace"]
     scores = scores.astype(dict.fromkeys(COMPONENTS, "Int64"))
@@ -466,8 +466,9 @@ def warnings_of(cells: pd.DataFrame, scores: pd.DataFrame, layers: pd.DataFrame)
     if scores["floor_limited"].any():
         n = int(scores["floor_limited"].sum())
         found.append(
-            f"{n} of {len(scores)} scores are floor-limited: no shuffle reached them, and with so "
-            "few shuffles q cannot show it; raise the numbers under nulls"
+            f"{n} of {len(scores)} scores are floor-limited: no shuffle reached them, and shuffles "
+            "are fewer than 20 for each layer pair, so that p is their floor and not a "
+            "measurement; raise the numbers under nulls"
         )
     missing = scores[scores["note"] != ""]
     if len(missing):

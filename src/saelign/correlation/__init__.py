@@ -7,6 +7,15 @@ from saelign.correlation.moments import (
     CrossMoments,
     as_csr,
     correlate,
+    correlation_of,
 )
 
-__all__ = ["METRICS", "Activations", "Correlation", "CrossMoments", "as_csr", "correlate"]
+__all__ = [
+    "METRICS",
+    "Activations",
+    "Correlation",
+    "CrossMoments",
+    "as_csr",
+    "correlate",
+    "correlation_of",
+]

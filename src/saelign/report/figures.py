@@ -1,5 +1,6 @@
 """Heat maps, layer by layer, each with the numbers that it shows as CSV."""
 
+import itertools
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -193,19 +194,24 @@ def overview_panels(scores: pd.DataFrame) -> list[list[Panel]]:
     return rows
 
 
-LEFT, RIGHT, BOTTOM, TOP, LINE = 0.55, 0.62, 0.42, 0.28, 0.16
-"""Inches around a panel (the colour bar stands in RIGHT), and of a line of the title above all."""
+LEFT, BAR, BOTTOM, TOP, LINE = 0.5, 0.68, 0.38, 0.24, 0.16
+"""Inches around a panel, of a colour bar with its numbers, and of a line of the title above all."""
 
 
 def write_figure(path: Path, rows: list[list[Panel]], table: pd.DataFrame, title: str) -> Path:
     """Write a figure of panels as SVG and PNG, and its table as CSV; gives the PNG's path.
 
     Panels are placed by hand: all are of one size, and a layout engine takes as long as the rest.
+    Neighbours on one scale share a colour bar, to the right of the last of them.
     """
     n_a, n_b = rows[0][0].grid.shape
     width = 0.36 * min(max(n_b, 4), MAX_ANNOTATED)
     height = 0.30 * min(max(n_a, 3), MAX_ANNOTATED)
-    total_width = len(rows[0]) * (LEFT + width + RIGHT)
+    barred = [
+        [panel.norm is not after.norm for panel, after in itertools.pairwise(row)] + [True]
+        for row in rows
+    ]
+    total_width = max(len(bars) * (LEFT + width) + sum(bars) * BAR for bars in barred)
     if any(panel.hatched is not None for row in rows for panel in row):
         title += f"\nhatched: q ≥ {SIGNIFICANCE}, no better than chance after correction"
     head = LINE * (2 + title.count("\n"))
@@ -227,10 +233,11 @@ def write_figure(path: Path, rows: list[list[Panel]], table: pd.DataFrame, title
         for i, row in enumerate(rows):
             bottom = (len(rows) - 1 - i) * (BOTTOM + height + TOP) + BOTTOM
             for j, panel in enumerate(row):
-                left = j * (LEFT + width + RIGHT) + LEFT
+                left = (j + 1) * LEFT + j * width + sum(barred[i][:j]) * BAR
                 ax = axes_at(left, bottom, width, height)
                 image = draw_panel(ax, panel)
-                figure.colorbar(image, cax=axes_at(left + width + 0.06, bottom, 0.09, height))
+                if barred[i][j]:
+                    figure.colorbar(image, cax=axes_at(left + width + 0.06, bottom, 0.09, height))
                 if j == 0:
                     ax.set_ylabel("layer of A")
                 if i == len(rows) - 1:
@@ -251,7 +258,8 @@ def draw_panel(ax: Axes, panel: Panel) -> AxesImage:
     image = ax.imshow(
         np.ma.masked_invalid(values), cmap=colours, norm=panel.norm, origin="lower", aspect="auto"
     )
-    ax.set_title(panel.title, pad=4, loc="left", fontsize=8)
+    # A measure's options may be longer than its panel is wide: smaller, not over the next panel.
+    ax.set_title(panel.title, pad=4, loc="left", fontsize=min(8, 224 / max(len(panel.title), 1)))
     ax.set_xticks(*named_layers(panel.grid.columns))
     ax.set_yticks(*named_layers(panel.grid.index))
     ax.tick_params(length=0)
