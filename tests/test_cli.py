@@ -217,6 +217,7 @@ def test_a_run_prints_its_tables_on_stdout_and_plain_lines_of_progress_on_stderr
     assert all(PROGRESS.fullmatch(line) for line in lines), told.err
     stages = [line.split("] ")[1].split(":")[0] for line in lines]
     assert list(dict.fromkeys(stages)) == [
+        "check the study",
         "collect A (tokens)",
         "collect B (tokens)",
         "describe A",
@@ -527,7 +528,7 @@ SHOW = ("show", "{here}/old")
 BAD = {
     "a layer that the model does not have": Bad(
         study={"model_a": {"layers": [1, 3]}},
-        says="layers of model a must lie between 0 and 2, got 3: A has 3 blocks, counted from 0",
+        says="layers of model A must lie between 0 and 2, got 3: A has 3 blocks, counted from 0",
     ),
     "an SAE of another width": Bad(
         files=sae_at_layer_1(lossless_sae(8)),
@@ -576,8 +577,7 @@ BAD = {
     ),
     "a text too short": Bad(
         files=file_at("text.txt", "abc " * 100),
-        says="text too short: at least 1,000 tokens must count, got 400; give more text or ask for "
-        "more tokens",
+        says="at least 1,000 tokens must count, got 400: give more text",
     ),
     "a text of fewer tokens than asked for": Bad(
         study={"text": {"tokens": 5000}},
@@ -659,11 +659,12 @@ BAD = {
     ),
     "a study that is not YAML": Bad(
         files=file_at("study.yaml", "model_a: [A"),
-        says="{here}/study.yaml must be a YAML file, it cannot be read: …",
+        says="{here}/study.yaml must be a YAML file: line 1, column 12: …",
     ),
     "a model that is neither a folder nor reachable": Bad(
         study={"model_a": {"name": "pythia-70"}},
-        says="model 'pythia-70' is neither a folder nor reachable on the Hugging Face hub: …",
+        says="model 'pythia-70' must be a folder in transformers layout or a name on the Hugging "
+        "Face hub; there is no such folder and the hub gave: …",
     ),
     "a model folder without weights": Bad(
         files=lambda here: (here / "A" / "model.safetensors").unlink(),

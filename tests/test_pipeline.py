@@ -18,6 +18,8 @@ from saelign.errors import (
     ActivationError,
     DamagedError,
     DegenerateError,
+    MissingFileError,
+    ModelError,
     StorageError,
     StudyError,
     TextError,
@@ -236,7 +238,7 @@ def test_a_killed_run_continues_with_what_is_stored(
 
     with pytest.raises(Killed):
         run(study, out=tmp_path / "out", progress=kill)
-    with pytest.raises(saelign.errors.MissingFileError, match="was not finished: start it again"):
+    with pytest.raises(MissingFileError, match="was not finished: start it again"):
         saelign.open_run(tmp_path / "out")
 
     def refuse(*_: Any, **__: Any) -> None:
@@ -247,13 +249,42 @@ def test_a_killed_run_continues_with_what_is_stored(
     pd.testing.assert_frame_equal(resumed.scores, finished.scores)
 
 
+def test_a_rerun_that_stops_leaves_the_finished_run_readable(store: Path, tmp_path: Path) -> None:
+    study = small_study(store, measures=[MeasureStudy(name="rsa")])
+    before = run(study, out=tmp_path / "out").scores
+
+    def stop(what: str, done: int, _: int) -> None:
+        if what == "compare layers" and done == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(study, out=tmp_path / "out", progress=stop)
+    pd.testing.assert_frame_equal(saelign.open_run(tmp_path / "out").scores, before)
+
+
 # What stops a study ------------------------------------------------------------------------------
 
 
 def test_a_layer_that_the_model_does_not_have_is_named(store: Path) -> None:
     study = small_study(store)
     study = dataclasses.replace(study, model_a=dataclasses.replace(study.model_a, layers=[6]))
-    with pytest.raises(StudyError, match="layers of model a must lie between 0 and 5, got 6"):
+    with pytest.raises(StudyError, match="layers of model A must lie between 0 and 5, got 6"):
+        check(study)
+
+
+def test_a_device_that_is_not_there_is_refused_before_anything_is_loaded(store: Path) -> None:
+    study = small_study(store)
+    study = dataclasses.replace(study, model_a=dataclasses.replace(study.model_a, device="gpu"))
+    with pytest.raises(ModelError, match=r"device 'gpu' cannot be used: .*; 'cpu' always can"):
+        check(study)
+
+
+def test_a_model_folder_without_a_tokenizer_says_so(store: Path) -> None:
+    study = small_study(store)
+    study = dataclasses.replace(study, model_a=dataclasses.replace(study.model_a, tokenizer=None))
+    with pytest.raises(
+        MissingFileError, match=r"must hold a tokenizer \(tokenizer.json\), it holds"
+    ):
         check(study)
 
 
@@ -284,7 +315,7 @@ def test_too_little_text_says_how_much_there_is(store: Path, tmp_path: Path) -> 
     with pytest.raises(TextError, match="the text must hold the 6,000 tokens asked for, it holds"):
         check(dataclasses.replace(study, text=text))
     path.write_text("Once upon a time.")
-    with pytest.raises(TextError, match="text too short: at least 1,000 tokens must count, got"):
+    with pytest.raises(TextError, match="at least 1,000 tokens must count, got"):
         check(dataclasses.replace(study, text=text))
 
 

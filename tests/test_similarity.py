@@ -415,8 +415,8 @@ def test_so_many_components_that_they_must_agree_are_refused(measure):
 @pytest.mark.parametrize(
     ("shape", "options", "words"),
     [
-        ((60, 8, 9), {"n_components": 0}, "between 1 and the rank of the matched rows, 8, got 0"),
-        ((60, 8, 9), {"n_components": -2}, "got -2 for 60 pairs .60 distinct. of width 8"),
+        ((60, 8, 9), {"n_components": 0}, "n_components must be at least 1, got 0"),
+        ((60, 8, 9), {"n_components": -2}, "n_components must be at least 1, got -2"),
         ((60, 8, 9), {"n_components": 9}, "got 9 for 60 pairs"),
         ((60, 9, 8), {"n_components": 9}, "rank of the matched rows, 8, got 9"),
         ((4, 8, 9), {}, "rank of the matched rows, 3, got 0 for 4 pairs"),

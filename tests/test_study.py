@@ -7,7 +7,13 @@ import pytest
 import yaml
 
 from saelign.demo import demo_study
-from saelign.errors import FormatError, MissingFileError, StudyError, UnknownNameError
+from saelign.errors import (
+    DegenerateError,
+    FormatError,
+    MissingFileError,
+    StudyError,
+    UnknownNameError,
+)
 from saelign.study import load_study, read_study, study_mapping
 
 MINIMAL: dict[str, Any] = {
@@ -91,6 +97,22 @@ def test_paths_start_at_the_study_files_folder(tmp_path: Path) -> None:
             StudyError,
             "a measure must be a name or {name: {option: value}}",
         ),
+        ({"measures": [{"svcca": [1]}]}, StudyError, "a measure must be a name or {name: {option"),
+        (
+            {"measures": [{"svcca": {"n_components": "ten"}}]},
+            DegenerateError,
+            "n_components must be a whole number, got 'ten'",
+        ),
+        (
+            {"measures": [{"svcca": {"variance": 99}}]},
+            DegenerateError,
+            "variance must be a fraction in (0, 1], got 99",
+        ),
+        (
+            {"measures": [{"rsa": {"inner": "cosin"}}]},
+            UnknownNameError,
+            "unknown inner similarity of rsa 'cosin' (did you mean 'cosine'?)",
+        ),
         ({"measures": []}, StudyError, "measures must have at least one entry"),
         (
             {"nulls": {"shufle": 10}},
@@ -156,7 +178,15 @@ def test_a_layer_without_an_sae_path_is_named() -> None:
 
 @pytest.mark.parametrize(
     ("content", "words"),
-    [("- a\n", "a study must be a mapping of keys, got list"), ("a: [", "must be a YAML file")],
+    [
+        ("- a\n", "a study must be a mapping of keys, got a list"),
+        ("a: [", "must be a YAML file: line 1, column 5: expected"),
+        ("", "a study must be a mapping of keys, got nothing"),
+        (
+            "name: a\ntext: {}\nname: b\n",
+            r"must be a YAML file: line 3, column 1: the key 'name' stands twice \(lines 1 and 3\)",
+        ),
+    ],
 )
 def test_a_file_that_is_no_study_is_refused(tmp_path: Path, content: str, words: str) -> None:
     path = tmp_path / "study.yaml"
@@ -168,3 +198,11 @@ def test_a_file_that_is_no_study_is_refused(tmp_path: Path, content: str, words:
 def test_a_missing_study_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(MissingFileError, match="a study file must be there to be read"):
         load_study(tmp_path / "absent.yaml")
+    with pytest.raises(MissingFileError, match="is a folder: give the YAML file in it"):
+        load_study(tmp_path)
+
+
+def test_a_tilde_is_the_users_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/ada")
+    study = read(model_a={"name": "A", "saes": "~/saes/{layer}"})
+    assert study.model_a.sae_path(2, study.folder) == Path("/home/ada/saes/2")

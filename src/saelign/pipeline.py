@@ -16,7 +16,7 @@ from saelign import provenance
 from saelign.activations import LayerActivations, collect
 from saelign.correlation import Correlation, CrossMoments
 from saelign.correlation.moments import FeatureMoments, add_products, correlation_of
-from saelign.errors import DegenerateError
+from saelign.errors import DegenerateError, SaelignError
 from saelign.features import feature_table
 from saelign.matching import filter_pairs, match
 from saelign.models import load_model, model_fingerprint
@@ -26,6 +26,7 @@ from saelign.report import write_figures
 from saelign.results import (
     Run,
     features_name,
+    open_run,
     pairs_name,
     write_info,
     write_table,
@@ -94,7 +95,9 @@ def run(study: Study, *, out: str | Path | None = None, progress: Progress = no_
         SaelignError: The study cannot run; the message says what to do.
     """
     started = time.monotonic()
+    progress("check the study", 0, 1)
     plan = check(study, out=out)
+    progress("check the study", 1, 1)
     info: dict[str, Any] = {
         "complete": False,
         "name": study.name,
@@ -114,7 +117,8 @@ def run(study: Study, *, out: str | Path | None = None, progress: Progress = no_
     }
     with written(plan.out / "study.yaml") as temporary:
         temporary.write_text(study_yaml(study), encoding="utf-8")
-    write_info(info, plan.out)
+    if not is_finished(plan.out):  # an earlier run of this study stays readable until this one ends
+        write_info(info, plan.out)
 
     saes = {
         "a": load_saes(study.model_a, plan.layers_a, study.folder),
@@ -175,6 +179,15 @@ def run(study: Study, *, out: str | Path | None = None, progress: Progress = no_
             f"{table['note'].iloc[0]} (pairs and their reasons are in {plan.out})"
         )
     return finished
+
+
+def is_finished(folder: Path) -> bool:
+    """Whether a folder holds a run that can be opened."""
+    try:
+        open_run(folder)
+    except SaelignError:
+        return False
+    return True
 
 
 def told(items: Any, what: str, progress: Progress) -> Any:

@@ -11,9 +11,9 @@ import yaml
 
 from saelign.activations.wiring import check_dimensions
 from saelign.errors import StorageError, StudyError
-from saelign.models import d_model, load_config, n_layers
+from saelign.models import check_device, d_model, load_config, n_layers
 from saelign.saes import inspect_sae
-from saelign.study import ModelStudy, Study, study_mapping
+from saelign.study import ModelStudy, Study, path_from, study_mapping
 from saelign.text import (
     Tokenizer,
     Tokens,
@@ -113,7 +113,7 @@ def check(study: Study, *, out: str | Path | None = None) -> Plan:
 def model_name(model: ModelStudy, folder: Path, name: str | None = None) -> str:
     """The folder of the model (or tokenizer) if there is one at that path, else its hub name."""
     name = model.name if name is None else name
-    local = folder / name
+    local = path_from(folder, name)
     return str(local) if local.is_dir() else name
 
 
@@ -125,13 +125,14 @@ def check_model(model: ModelStudy, side: str, folder: Path) -> list[int]:
         WiringError: An SAE of another width or layer.
         SaelignError: The model or an SAE that cannot be read.
     """
+    check_device(model.device)
     config = load_config(model_name(model, folder), revision=model.revision)
     count, width = n_layers(config), d_model(config)
     layers = list(range(count)) if model.layers == "all" else list(model.layers)
     for layer in layers:
         if not 0 <= layer < count:
             raise StudyError(
-                f"layers of model {side} must lie between 0 and {count - 1}, got {layer}: "
+                f"layers of model {side.upper()} must lie between 0 and {count - 1}, got {layer}: "
                 f"{model.name} has {count} blocks, counted from 0"
             )
     for layer in layers:
@@ -159,7 +160,7 @@ def common_tokenizer(study: Study) -> Tokenizer:
 def read_text(study: Study, tokenizer: Tokenizer) -> Tokens:
     """All of the study's text as contexts, before any are drawn."""
     text = study.text
-    path = study.folder / text.source
+    path = path_from(study.folder, text.source)
     masks = {"mask_special": text.mask_special, "mask_first": text.mask_first}
     if path.suffix == ".safetensors":
         return load_token_ids(path, special_ids=special_ids(tokenizer), **masks)
@@ -194,14 +195,14 @@ def out_folder(study: Study, out: str | Path | None) -> Path:
     if out is not None:
         return Path(out)
     if study.output.folder is not None:
-        return study.folder / study.output.folder
+        return path_from(study.folder, study.output.folder)
     return Path("saelign-runs") / study.name
 
 
 def store_folder(study: Study) -> Path:
     """Where activations are kept: as the study says, else `$SAELIGN_STORE`, else a user's cache."""
     if study.output.store is not None:
-        return study.folder / study.output.store
+        return path_from(study.folder, study.output.store)
     if os.environ.get("SAELIGN_STORE"):
         return Path(os.environ["SAELIGN_STORE"])
     cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"

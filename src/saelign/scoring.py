@@ -105,6 +105,7 @@ def check_measure(measure: str, options: dict[str, Any]) -> Measure:
 
     Raises:
         UnknownNameError: No such measure, or the measure takes no such option.
+        DegenerateError: The option takes no such value.
     """
     if measure not in MEASURES:
         raise UnknownNameError.of("measure", measure, MEASURES)
@@ -112,6 +113,7 @@ def check_measure(measure: str, options: dict[str, Any]) -> Measure:
         if option not in MEASURES[measure].options:
             expected = MEASURES[measure].options or {"(none)"}
             raise UnknownNameError.of(f"option of {measure}", option, expected)
+    MEASURES[measure].check(**options)
     return MEASURES[measure]
 
 

@@ -59,8 +59,8 @@ class ModelStudy:
                     f"saes of {self.name} must name a path for each layer, layer {layer} has none "
                     f"(there are: {known}): add it or leave the layer out"
                 )
-            return folder / self.saes[layer]
-        return folder / self.saes.replace("{layer}", str(layer))
+            return path_from(folder, self.saes[layer])
+        return path_from(folder, self.saes.replace("{layer}", str(layer)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -157,6 +157,11 @@ class Study:
     folder: Path = Path()
 
 
+def path_from(folder: Path, path: str) -> Path:
+    """A path of a study: `~` is the user's home, a relative one starts at the study's folder."""
+    return folder / Path(path).expanduser()
+
+
 def load_study(path: str | Path) -> Study:
     """The study that a YAML file describes.
 
@@ -170,14 +175,46 @@ def load_study(path: str | Path) -> Study:
         UnknownNameError: A key that is not known; names the nearest known one.
     """
     path = Path(path)
+    if path.is_dir():
+        raise MissingFileError(
+            f"a study must be a file, {path} is a folder: give the YAML file in it"
+        )
     if not path.is_file():
         raise MissingFileError(f"a study file must be there to be read, {path} is not")
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = yaml.load(path.read_text(encoding="utf-8"), Loader=StrictLoader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        told = " ".join(str(error).split())
-        raise FormatError(f"{path} must be a YAML file, it cannot be read: {told}") from error
+        raise FormatError(f"{path} must be a YAML file: {told_yaml_error(error)}") from error
     return read_study(content, folder=path.parent.resolve())
+
+
+class StrictLoader(yaml.SafeLoader):
+    """Reads YAML, but not a key that stands twice: the first would be dropped in silence."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """The mapping of a node.
+
+        Raises:
+            ConstructorError: A key stands twice.
+        """
+        seen: dict[Any, int] = {}
+        for key_node, _ in node.value:
+            key, line = self.construct_object(key_node, deep=True), key_node.start_mark.line + 1
+            if key in seen:
+                raise yaml.constructor.ConstructorError(
+                    problem=f"the key {key!r} stands twice (lines {seen[key]} and {line})",
+                    problem_mark=key_node.start_mark,
+                )
+            seen[key] = line
+        return super().construct_mapping(node, deep)
+
+
+def told_yaml_error(error: Exception) -> str:
+    """What is wrong with a YAML file and where, on one line."""
+    mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
+    if mark is None or problem is None:
+        return " ".join(str(error).split())
+    return f"line {mark.line + 1}, column {mark.column + 1}: {problem}"
 
 
 def read_study(content: object, *, folder: Path) -> Study:
@@ -189,7 +226,8 @@ def read_study(content: object, *, folder: Path) -> Study:
         UnknownNameError: A key that is not known.
     """
     if not isinstance(content, Mapping):
-        raise FormatError(f"a study must be a mapping of keys, got {type(content).__name__}")
+        got = "nothing" if content is None else f"a {type(content).__name__}"
+        raise FormatError(f"a study must be a mapping of keys, got {got}")
     content = dict(content)
     version = content.pop("saelign", None)
     if version is None:
@@ -222,7 +260,8 @@ def spelled_out(measure: object) -> dict[str, Any]:
         return {"name": measure}
     if isinstance(measure, Mapping) and len(measure) == 1:
         name, options = next(iter(measure.items()))
-        return {"name": name, "options": dict(options or {})}
+        if options is None or isinstance(options, Mapping):
+            return {"name": name, "options": dict(options or {})}
     raise StudyError(f"a measure must be a name or {{name: {{option: value}}}}, got {measure!r}")
 
 
@@ -312,6 +351,7 @@ def check_study(study: Study) -> None:
 
     Raises:
         UnknownNameError: No such metric, matching, measure, option or null.
+        DegenerateError: A measure's option takes no such value.
         StudyError: A value out of its range.
     """
     for kind, names, known in (

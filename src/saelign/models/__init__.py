@@ -2,6 +2,7 @@
 
 from saelign.models.loading import (
     DTYPES,
+    check_device,
     d_model,
     load_config,
     load_model,
@@ -12,6 +13,7 @@ from saelign.models.streams import find_blocks, residual_streams
 
 __all__ = [
     "DTYPES",
+    "check_device",
     "d_model",
     "find_blocks",
     "load_config",

@@ -55,11 +55,7 @@ def load_model(
     if dtype not in DTYPES:
         raise UnknownNameError.of("dtype", dtype, DTYPES)
     load_config(name, revision=revision)
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = _first_line(error)
-        raise ModelError(f"device {device!r} cannot be used: {reason}; 'cpu' always can") from error
+    check_device(device)
     try:
         with _silence():
             loaded: Any = AutoModelForCausalLM.from_pretrained(
@@ -79,6 +75,19 @@ def load_model(
             f"{', '.join(missing[:3])}{', ...' if len(missing) > 3 else ''}"
         )
     return model.to(device).eval()
+
+
+def check_device(device: str) -> None:
+    """Nothing, if torch can use the device.
+
+    Raises:
+        ModelError: It cannot.
+    """
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = _first_line(error)
+        raise ModelError(f"device {device!r} cannot be used: {reason}; 'cpu' always can") from error
 
 
 def n_layers(config: PretrainedConfig) -> int:
@@ -123,8 +132,8 @@ def _unloadable(name: str, error: Exception) -> ModelError:
             f"folder {name!r} must hold a causal language model: {_first_line(error)}"
         )
     return ModelError(
-        f"model {name!r} is neither a folder nor reachable on the Hugging Face hub: "
-        f"{_first_line(error)}"
+        f"model {name!r} must be a folder in transformers layout or a name on the Hugging Face "
+        f"hub; there is no such folder and the hub gave: {_first_line(error)}"
     )
 
 

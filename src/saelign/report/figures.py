@@ -100,12 +100,13 @@ def write_figures(run: Run, *, progress: Callable[[int, int], None]) -> list[Pat
                 )
             )
     models = run.info["models"]
-    about = ", ".join(f"{side.upper()}: {short_name(models[side]['name'])}" for side in ("a", "b"))
+    names = {side: short_name(models[side.lower()]["name"]) for side in ("A", "B")}
+    about = ", ".join(f"{side}: {name}" for side, name in names.items() if name != side)
     drawn = []
     for done, (name, rows, table, title) in enumerate(jobs):
         progress(done, len(jobs))
         path = run.folder / "figures" / name
-        drawn.append(write_figure(path, rows, table, f"{title}\n{about}"))
+        drawn.append(write_figure(path, rows, table, f"{title}\n{about}".rstrip()))
     progress(len(jobs), len(jobs))
     return drawn
 

@@ -90,13 +90,21 @@ def n_holding(variances: Float64[np.ndarray, "component"], fraction: float | Non
     return int(np.searchsorted(held, fraction * held[-1])) + 1
 
 
-def check_choice(n_components: int | None, variance: float | None) -> None:
-    """Refuse both ways of choosing components at once, and fractions that are none."""
+def check_choice(n_components: object = None, variance: object = None) -> None:
+    """Refuse both ways of choosing components at once, and values that are no such choice."""
+    for name, value, kind, told in (
+        ("n_components", n_components, int, "a whole number"),
+        ("variance", variance, float, "a number"),
+    ):
+        if value is not None and (not isinstance(value, kind | int) or isinstance(value, bool)):
+            raise DegenerateError(f"{name} must be {told}, got {value!r}")
     if n_components is not None and variance is not None:
         raise DegenerateError(
             f"either n_components or variance must be given, got both ({n_components}, {variance})"
         )
-    if variance is not None and not 0 < variance <= 1:
+    if isinstance(n_components, int) and n_components < 1:
+        raise DegenerateError(f"n_components must be at least 1, got {n_components}")
+    if isinstance(variance, float | int) and not 0 < variance <= 1:
         raise DegenerateError(f"variance must be a fraction in (0, 1], got {variance}")
 
 

@@ -7,9 +7,16 @@ from typing import Any, Literal, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Float64, Int
 
-from saelign.similarity.canonical import compare_canonically, compare_pc1, pc1, svcca, svcca_r2
+from saelign.similarity.canonical import (
+    check_choice,
+    compare_canonically,
+    compare_pc1,
+    pc1,
+    svcca,
+    svcca_r2,
+)
 from saelign.similarity.cka import cka, compare_cka
-from saelign.similarity.rsa import compare_rsa, rsa
+from saelign.similarity.rsa import check_options, compare_rsa, rsa
 
 Invariance = Literal["rotation", "scale", "shift", "row_scale"]
 """rotation: an orthogonal map. scale: one factor for all rows. shift: one vector added to all rows.
@@ -48,6 +55,7 @@ class Measure:
         compute: The definition, on float64 rows already known to be sound; options by keyword.
         compare: The same, factored so that shuffles are cheap: `(x, partners, **options)`.
         options: The options it takes.
+        check: Raises what is wrong with values of its options, before there is any data.
         invariances: Changes to either side that leave the score as it is; the tests check each.
         source: The paper that defines it.
     """
@@ -55,6 +63,7 @@ class Measure:
     compute: Callable[..., float]
     compare: Callable[..., Any]
     options: frozenset[str]
+    check: Callable[..., None]
     invariances: frozenset[Invariance]
     source: str
 
@@ -67,6 +76,7 @@ MEASURES: dict[str, Measure] = {
         compute=pc1,
         compare=compare_pc1,
         options=frozenset(),
+        check=lambda: None,
         invariances=AFFINE,
         source="Lan et al. (2024), code, there called SVCCA",
     ),
@@ -76,6 +86,7 @@ MEASURES: dict[str, Measure] = {
             x, partners, summary="mean", **options
         ),
         options=SVCCA_OPTIONS,
+        check=check_choice,
         invariances=AFFINE,
         source="Raghu et al. (2017), SVCCA",
     ),
@@ -85,6 +96,7 @@ MEASURES: dict[str, Measure] = {
             x, partners, summary="mean_square", **options
         ),
         options=SVCCA_OPTIONS,
+        check=check_choice,
         invariances=AFFINE,
         source="Raghu et al. (2017), SVCCA; moments Kazi-Aoual et al. (1995)",
     ),
@@ -92,6 +104,7 @@ MEASURES: dict[str, Measure] = {
         compute=rsa,
         compare=compare_rsa,
         options=frozenset({"inner", "outer"}),
+        check=check_options,
         invariances=frozenset({"rotation", "scale", "row_scale"}),
         source="Kriegeskorte et al. (2008), Representational similarity analysis",
     ),
@@ -99,6 +112,7 @@ MEASURES: dict[str, Measure] = {
         compute=cka,
         compare=compare_cka,
         options=frozenset(),
+        check=lambda: None,
         invariances=AFFINE,
         source="Kornblith et al. (2019), Similarity of Neural Network Representations Revisited",
     ),

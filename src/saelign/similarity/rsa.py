@@ -17,7 +17,7 @@ ROUNDING = 1e-12
 """What is smaller than this, in proportion, is 0."""
 
 
-def check_options(inner: str, outer: str) -> None:
+def check_options(inner: object = "cosine", outer: object = "spearman") -> None:
     """Refuse names that are no inner or outer similarity."""
     if inner not in get_args(Inner):
         raise UnknownNameError.of("inner similarity of rsa", inner, get_args(Inner))

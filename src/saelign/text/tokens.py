@@ -26,6 +26,8 @@ from saelign.errors import (
 )
 
 MIN_TOKENS = 1000
+# Of a folder that has none of these transformers makes an empty tokenizer.
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json")
 SPLITS = ("blank_line", "none")
 # Accents, digits, runs of blanks, newlines: where tokenizers of one vocabulary part ways.
 PROBE = "The café cost $12.50 in 1987;\n\n  its owner (née Müller) won't say why…"
@@ -179,6 +181,11 @@ def load_tokenizer(name: str, revision: str | None = None) -> Tokenizer:
     from transformers import AutoTokenizer
 
     is_folder = Path(name).is_dir()
+    if is_folder and not any((Path(name) / file).is_file() for file in TOKENIZER_FILES):
+        raise MissingFileError(
+            f"folder {name!r} must hold a tokenizer (tokenizer.json), it holds none: "
+            "say in the study where the tokenizer is"
+        )
     hub = logging.getLogger("huggingface_hub")
     hub_level = hub.level
     hub.setLevel(logging.ERROR)  # it would print each of its retries
@@ -192,8 +199,8 @@ def load_tokenizer(name: str, revision: str | None = None) -> Tokenizer:
                 f"folder {name!r} must hold a tokenizer (tokenizer.json): {reason}"
             ) from error
         raise ModelError(
-            f"tokenizer {name!r} is neither a folder nor reachable on the Hugging Face hub: "
-            f"{reason}"
+            f"tokenizer {name!r} must be a folder or a name on the Hugging Face hub; there is no "
+            f"such folder and the hub gave: {reason}"
         ) from error
     finally:
         hub.setLevel(hub_level)
@@ -387,10 +394,7 @@ def draw(
     n_there = tokens.n_tokens
     if n_there < MIN_TOKENS or (n_tokens is not None and n_tokens < MIN_TOKENS):
         got = n_there if n_there < MIN_TOKENS else n_tokens
-        raise TextError(
-            f"text too short: at least {MIN_TOKENS:,} tokens must count, got {got:,}; "
-            "give more text or ask for more tokens"
-        )
+        raise TextError(f"at least {MIN_TOKENS:,} tokens must count, got {got:,}: give more text")
     if n_tokens is not None and n_there < n_tokens and not allow_fewer:
         raise TextError(
             f"the text must hold the {n_tokens:,} tokens asked for, it holds {n_there:,}: "
