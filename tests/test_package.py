@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -72,6 +73,18 @@ def test_the_shipped_text_holds_200_000_tokens_half_from_each_model() -> None:
     assert np.count_nonzero(ids) >= 200_000
     assert (ids[:, 0] == 0).all()
     assert told["contexts"] == f"{len(ids) // 2} from A, then {len(ids) // 2} from B"
+
+
+def test_the_readmes_lines_of_python_run_as_they_stand() -> None:
+    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    lines = readme.split("```python\n")[1].split("```")[0].split("run = ")[0]
+    rng = np.random.default_rng(0)
+    codes = rng.random((500, 40)) * (rng.random((500, 40)) < 0.2)
+    rows = rng.normal(size=(40, 16))
+    names = {"acts_a": codes, "acts_b": codes[:, ::-1], "W_dec_a": rows, "W_dec_b": rows[::-1]}
+    exec(lines, names)
+    assert names["s"].score == pytest.approx(1)
+    assert (names["pairs"]["feature_a"] + names["pairs"]["feature_b"] == 39).all()
 
 
 def tensors(path: object) -> list[str]:
