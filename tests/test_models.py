@@ -27,6 +27,7 @@ class Wrapped(nn.Module):
     def __init__(self, block, seen):
         super().__init__()
         self.block, self.seen = block, seen
+        self.attention_type = getattr(block, "attention_type", None)  # asked of Gemma-2's blocks
 
     def forward(self, *args, **kwargs):
         self.seen.append(args[0])

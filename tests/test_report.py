@@ -136,7 +136,7 @@ def test_the_csv_beside_a_figure_is_the_part_of_the_scores_that_it_shows(drawn: 
         ("overview_one_to_one", scores[scores["null"] == "rate_matched"]),
         ("mean_correlation_one_to_one", drawn.cells),
     ):
-        told = pd.read_csv(folder / f"{name}.csv")
+        told = pd.read_csv(folder / f"{name}.csv", float_precision="round_trip")
         assert list(told.columns) == list(part.columns)
         assert len(told) == len(part)
         for column in part.select_dtypes("number"):
@@ -461,8 +461,8 @@ def test_the_overview_of_a_small_run_reads_so(tmp_path: Path) -> None:
     nothing = dict.fromkeys(("score", "null_mean", "p", "q", "calibrated"), np.nan)
     changed(run, "layer_a == 1", **nothing)
     write_table(run.cells.assign(mean_correlation=0.5), tmp_path / "cells.parquet")
-    told = "\n".join(line.rstrip() for line in rendered(overview(run)).splitlines())
-    assert told == (
+    told = "\n".join(" ".join(line.split()) for line in rendered(overview(run)).splitlines())
+    expected = (
         "made: A = pythia-70m, B = pythia-160m, 2,000 tokens, saelign 0.1.0\n"
         "Scores in parentheses do not beat chance (shuffle null, q >= 0.05).\n"
         "\n"
@@ -487,6 +487,8 @@ def test_the_overview_of_a_small_run_reads_so(tmp_path: Path) -> None:
         "\n"
         "warning: 1 of 2 cells kept fewer than 3 pairs"
     )
+    # Versions of rich differ in how wide they make a table under a long title.
+    assert told == "\n".join(" ".join(line.split()) for line in expected.split("\n"))
 
 
 def test_a_score_that_does_not_beat_chance_stands_in_parentheses(tmp_path: Path) -> None:
