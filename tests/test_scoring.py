@@ -425,3 +425,9 @@ def test_firing_rates_of_the_side_that_does_not_repeat_are_refused(side):
     for rates in (rng_of().random(40), np.full(40, np.nan)):
         with pytest.raises(DegenerateError, match=words + "of the side whose features repeat"):
             score(x, y, measure="cka", null="rate_matched", firing_rates=rates, rng=rng_of())
+
+
+def test_numbers_may_be_numpys():
+    x, y = related_rows()
+    for options in ({"n_components": np.int64(3)}, {"variance": np.float64(0.5)}):
+        assert score(x, y, measure="svcca", n_permutations=9, rng=rng_of(), **options).score > 0

@@ -20,7 +20,7 @@ from saelign.errors import DegenerateError, SaelignError
 from saelign.features import feature_table
 from saelign.matching import filter_pairs, match
 from saelign.models import load_model, model_fingerprint
-from saelign.nulls import q_values
+from saelign.nulls import SIGNIFICANCE, q_values
 from saelign.plan import Plan, as_yaml_reads, check, model_name, rng_of, study_yaml
 from saelign.report import write_figures
 from saelign.results import (
@@ -43,10 +43,6 @@ Progress = Callable[[str, int, int], None]
 
 SUBSPACE = "all"
 """Every feature takes part; semantic subspaces would stand beside it."""
-
-SIGNIFICANCE = 0.05
-"""The level that a q-value must be able to fall below, or its cell is floor-limited."""
-
 
 COMPONENTS = ("n_components", "n_components_a", "n_components_b")
 """Columns that are empty where a measure keeps no components."""

@@ -239,6 +239,8 @@ def score(
 
     Source: Lan et al. (2024), sections 3 and 4; nulls by this package.
     """
+    # A numpy number, as 5 taken from an array, is as good as Python's.
+    options = {k: v.item() if isinstance(v, np.generic) else v for k, v in options.items()}
     entry = check_measure(measure, options)
     x, y = check_rows(x, y)
     partners = partners_of(y)

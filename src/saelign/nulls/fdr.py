@@ -3,6 +3,9 @@
 import numpy as np
 from jaxtyping import Float
 
+SIGNIFICANCE = 0.05
+"""A cell beats chance when its q-value is below this."""
+
 
 def q_values(p_values: Float[np.ndarray, "test"]) -> Float[np.ndarray, "test"]:
     """Benjamini-Hochberg q-values; a NaN p is no test and stays NaN.

@@ -16,13 +16,13 @@ from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.patches import Rectangle
 
+from saelign.nulls import SIGNIFICANCE
 from saelign.results import Run, strictest, written
 
 SCORE_COLOURS = "cividis"  # even in lightness, and made for colour-blind readers
 P_COLOURS = "cividis_r"
 MAX_ANNOTATED = 14
 """Grids with more layers than this on a side show colours without numbers, and name few layers."""
-SIGNIFICANCE = 0.05
 
 NAMES = {
     "one_to_one": "one-to-one",

@@ -8,7 +8,7 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from saelign.report.figures import SIGNIFICANCE
+from saelign.nulls import SIGNIFICANCE
 from saelign.results import Run, strictest
 
 WIDTH = 80
