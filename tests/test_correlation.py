@@ -53,6 +53,11 @@ def activations(draw, dtype: str = "float64", max_tokens: int = 40) -> tuple:
     return tuple(side.astype(dtype) for side in sides)
 
 
+def ids_of(acts: np.ndarray) -> np.ndarray:
+    """Token ids of three types; only within_token looks at them."""
+    return np.arange(len(acts)) * 7 % 3
+
+
 def is_constant(columns: np.ndarray) -> np.ndarray:
     return (columns == columns[0]).all(axis=0)
 
@@ -68,6 +73,16 @@ def unit(columns: np.ndarray) -> np.ndarray:
 def dense_similarity(a: np.ndarray, b: np.ndarray, metric: str) -> np.ndarray:
     """The definition on dense float64 columns; NaN where one is constant."""
     a, b = a.astype(np.float64), b.astype(np.float64)
+    if metric == "within_token":
+        types = [np.flatnonzero(ids_of(a) == token) for token in np.unique(ids_of(a))]
+        undefined_a, undefined_b = (
+            np.all([is_constant(side[rows]) for rows in types], axis=0) for side in (a, b)
+        )
+        undefined = undefined_a[:, None] | undefined_b[None, :]
+        a, b = a.copy(), b.copy()
+        for rows in types:
+            a[rows], b[rows] = a[rows] - a[rows].mean(axis=0), b[rows] - b[rows].mean(axis=0)
+        return np.where(undefined, np.nan, unit(a).T @ unit(b))
     undefined = is_constant(a)[:, None] | is_constant(b)[None, :]
     if metric == "cosine":
         result = unit(a).T @ unit(b)
@@ -81,7 +96,7 @@ def dense_similarity(a: np.ndarray, b: np.ndarray, metric: str) -> np.ndarray:
 
 @given(acts=activations(), metric=st.sampled_from(METRICS))
 def test_every_metric_is_its_dense_definition(acts, metric):
-    result = correlate(*acts, metric=metric)
+    result = correlate(*acts, metric=metric, token_ids=ids_of(acts[0]))
     # Near r = 1 a distance is the root of a rounded difference.
     tolerance = 1e-5 if metric == "euclidean" else 1e-6
     np.testing.assert_allclose(
@@ -124,8 +139,9 @@ def test_a_constant_feature_has_no_correlation_whatever_its_value(n_tokens, valu
 @pytest.mark.parametrize("metric", METRICS)
 def test_the_unit_of_activation_does_not_matter(metric, scale):
     a, b = np.random.default_rng(0).normal(size=(2, 30, 3))
-    expected = correlate(a, b, metric=metric).similarity
-    result = correlate(scale * a, scale * b, metric=metric).similarity
+    ids = ids_of(a)
+    expected = correlate(a, b, metric=metric, token_ids=ids).similarity
+    result = correlate(scale * a, scale * b, metric=metric, token_ids=ids).similarity
     np.testing.assert_allclose(result, expected, rtol=1e-12)
 
 
@@ -158,8 +174,11 @@ def test_a_feature_correlates_with_itself_at_1_and_with_its_negative_at_minus_1(
 def test_chunks_of_tokens_count_as_one_text(acts, data, metric):
     a, b = acts
     cuts = data.draw(st.lists(st.integers(0, len(a)), max_size=4).map(sorted))
-    chunked = correlate(np.split(a, cuts), tuple(np.split(b, cuts)), metric=metric)
-    whole = correlate(a, b, metric=metric)
+    ids = ids_of(a)
+    chunked = correlate(
+        np.split(a, cuts), tuple(np.split(b, cuts)), metric=metric, token_ids=np.split(ids, cuts)
+    )
+    whole = correlate(a, b, metric=metric, token_ids=ids)
     np.testing.assert_allclose(chunked.pearson, whole.pearson, rtol=0, atol=1e-6)
     np.testing.assert_allclose(chunked.similarity, whole.similarity, rtol=0, atol=1e-5)
     np.testing.assert_array_equal(chunked.n_active_a, whole.n_active_a)
@@ -185,9 +204,18 @@ def test_moments_of_chunks_add_up(acts, data):
 def test_the_order_of_tokens_does_not_matter(acts, seed, metric):
     a, b = acts
     order = np.random.default_rng(seed).permutation(len(a))
-    result = correlate(a[order], b[order], metric=metric).similarity
-    expected = correlate(a, b, metric=metric).similarity
+    ids = ids_of(a)
+    result = correlate(a[order], b[order], metric=metric, token_ids=ids[order]).similarity
+    expected = correlate(a, b, metric=metric, token_ids=ids).similarity
     np.testing.assert_allclose(result, expected, rtol=0, atol=1e-5)
+
+
+@given(acts=activations(), metric=st.sampled_from(METRICS))
+def test_what_is_undefined_is_whole_rows_and_columns(acts, metric):
+    similarity = correlate(*acts, metric=metric, token_ids=ids_of(acts[0])).similarity
+    undefined = np.isnan(similarity)
+    rows, columns = undefined.all(axis=1), undefined.all(axis=0)
+    np.testing.assert_array_equal(undefined, rows[:, None] | columns)
 
 
 @given(acts=activations())

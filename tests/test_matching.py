@@ -149,6 +149,40 @@ def test_rare_dead_and_constant_features_are_never_paired(how):
 
 
 @pytest.mark.parametrize("how", MATCHINGS)
+@given(similarity=matrices(), data=st.data())
+def test_features_without_a_similarity_are_never_paired_though_they_have_a_pearson(
+    how, similarity, data
+):
+    n_a, n_b = similarity.shape
+    left_a = data.draw(st.sets(st.integers(0, n_a - 1), min_size=1).map(sorted))
+    left_b = data.draw(st.sets(st.integers(0, n_b - 1), min_size=1).map(sorted))
+    seen = np.full(similarity.shape, np.nan)
+    seen[np.ix_(left_a, left_b)] = similarity[np.ix_(left_a, left_b)]
+    pearson = np.ones_like(similarity)
+    pairs = match(correlation_from(pearson, similarity=seen), how=how)
+    inner = match(correlation_from(similarity[np.ix_(left_a, left_b)]), how=how)
+    assert pairs_of(pairs) == [(left_a[a], left_b[b]) for a, b in pairs_of(inner)]
+    assert pairs["similarity"].notna().all()
+    for column in ("similarity", "margin", "mutual"):
+        np.testing.assert_array_equal(pairs[column], inner[column])
+
+
+@pytest.mark.parametrize("how", MATCHINGS)
+def test_a_function_of_the_token_is_matched_by_pearson_and_not_within_tokens(how):
+    rng = np.random.default_rng(0)
+    ids = rng.integers(6, size=300)
+    of_token, free = rng.random((6, 2))[ids] / 3, rng.random((300, 3))
+    acts = np.column_stack([of_token, free])
+    by_pearson = match(correlate(acts, acts), how=how)
+    within = match(correlate(acts, acts, metric="within_token", token_ids=ids), how=how)
+    assert sorted(pairs_of(by_pearson)) == [(i, i) for i in range(5)]
+    assert sorted(pairs_of(within)) == [(i, i) for i in (2, 3, 4)]
+    np.testing.assert_allclose(within["similarity"], 1, rtol=0, atol=1e-9)
+    assert (within["margin"] > 0).all()
+    assert within["mutual"].all()
+
+
+@pytest.mark.parametrize("how", MATCHINGS)
 def test_features_out_of_the_running_do_not_touch_margin_or_mutual(how):
     rng = np.random.default_rng(0)
     inner = rng.uniform(-1, 1, size=(4, 4))

@@ -6,20 +6,27 @@ additive over tokens, so shards are read one at a time and the result does not d
 tokens were cut.
 """
 
+import functools
+import operator
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
-from jaxtyping import Bool, Float32, Float64, Int64
+from jaxtyping import Bool, Float32, Float64, Int64, Integer
 
+from saelign.correlation.feature_moments import FeatureMoments
+from saelign.correlation.within_token import TokenSums, within_token_correlation
 from saelign.errors import ActivationError, ShapeError, UnknownNameError
 
 Activations = Any
 """Tokens x features: a scipy.sparse matrix or array, a numpy array, or a torch tensor."""
 
-METRICS = ("pearson", "cosine", "euclidean")
+TokenIds = Any
+"""One token id a row of activations: anything that numpy reads as an array of integers."""
+
+METRICS = ("pearson", "cosine", "euclidean", "within_token")
 
 
 def in_memory(acts: Activations) -> Any:
@@ -69,66 +76,6 @@ def as_csr(acts: Activations, *, name: str = "activations") -> sp.csr_array:
         csr = csr.copy()
         csr.eliminate_zeros()
     return csr
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FeatureMoments:
-    """Sums over tokens for the features of one side.
-
-    Attributes:
-        n_tokens: Tokens summed over.
-        n_active: Tokens on which each feature is active (not zero).
-        total: Sum of each feature's activations.
-        squares: Sum of their squares.
-    """
-
-    n_tokens: int
-    n_active: Int64[np.ndarray, "feature"]
-    total: Float64[np.ndarray, "feature"]
-    squares: Float64[np.ndarray, "feature"]
-
-    @classmethod
-    def of(cls, acts: sp.csr_array) -> "FeatureMoments":
-        """The moments of one chunk of tokens."""
-        n_features = int(acts.shape[1])
-        values = acts.data.astype(np.float64)
-        total = np.bincount(acts.indices, weights=values, minlength=n_features)
-        squares = np.bincount(acts.indices, weights=values * values, minlength=n_features)
-        return cls(
-            n_tokens=int(acts.shape[0]),
-            n_active=np.bincount(acts.indices, minlength=n_features).astype(np.int64),
-            total=total.astype(np.float64),  # of nothing at all bincount gives integers
-            squares=squares.astype(np.float64),
-        )
-
-    def __add__(self, other: "FeatureMoments") -> "FeatureMoments":
-        """The moments of both sets of tokens together.
-
-        Raises:
-            ShapeError: They are not moments of the same features.
-        """
-        if len(self.total) != len(other.total):
-            raise ShapeError(
-                f"chunks must have the same features, got {len(self.total)} "
-                f"and then {len(other.total)}"
-            )
-        return FeatureMoments(
-            n_tokens=self.n_tokens + other.n_tokens,
-            n_active=self.n_active + other.n_active,
-            total=self.total + other.total,
-            squares=self.squares + other.squares,
-        )
-
-    @property
-    def centred_squares(self) -> Float64[np.ndarray, "feature"]:
-        """Sum of squared deviations from the mean; exactly 0 for a constant feature.
-
-        A feature whose spread is so small beside its mean that rounding could have made it counts
-        as constant: over n active tokens the two sums are certain to about n eps, no better.
-        """
-        deviations = self.squares - self.total**2 / self.n_tokens
-        rounding = (8 + 2 * self.n_active) * np.finfo(np.float64).eps * self.squares
-        return np.where(deviations > rounding, deviations, 0.0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -196,9 +143,11 @@ class Correlation:
     """How alike each feature of A and each feature of B fire.
 
     Attributes:
-        metric: What `similarity` holds: pearson, cosine or euclidean.
+        metric: What `similarity` holds: pearson, cosine, euclidean or within_token.
         pearson: Pearson correlation, in [-1, 1]; NaN where a feature is constant.
-        similarity: The quantity to match by, larger is more alike; `pearson` itself by default.
+        similarity: The quantity to match by, larger is more alike; `pearson` itself by default. NaN
+            in whole rows and columns: where a feature is constant or, within_token, has no variance
+            left within tokens.
         n_active_a: Tokens on which each feature of A is active.
         n_active_b: The same for B.
         n_tokens: Tokens correlated over.
@@ -214,39 +163,67 @@ class Correlation:
     n_tokens: int
 
     def pairable_a(self, min_active_tokens: int) -> Bool[np.ndarray, "feature_a"]:
-        """Which features of A are active often enough, and not constant, to be paired."""
-        return (self.n_active_a >= min_active_tokens) & ~np.isnan(self.pearson).all(axis=1)
+        """Which features of A are active often enough, and have a similarity, to be paired."""
+        return (self.n_active_a >= min_active_tokens) & self._has_similarity(axis=1)
 
     def pairable_b(self, min_active_tokens: int) -> Bool[np.ndarray, "feature_b"]:
-        """Which features of B are active often enough, and not constant, to be paired."""
-        return (self.n_active_b >= min_active_tokens) & ~np.isnan(self.pearson).all(axis=0)
+        """Which features of B are active often enough, and have a similarity, to be paired."""
+        return (self.n_active_b >= min_active_tokens) & self._has_similarity(axis=0)
+
+    def _has_similarity(self, *, axis: int) -> Bool[np.ndarray, "feature"]:
+        undefined = np.asarray(np.isnan(self.pearson).all(axis=axis))
+        if self.similarity is not self.pearson:
+            undefined |= np.isnan(self.similarity).all(axis=axis)
+        return ~undefined
 
 
-def correlation_of(moments: CrossMoments, *, metric: str = "pearson") -> Correlation:
+def correlation_of(
+    moments: CrossMoments,
+    *,
+    metric: str = "pearson",
+    within: tuple[TokenSums, TokenSums] | None = None,
+) -> Correlation:
     """The correlations that the moments stand for.
 
     Pearson is always computed, since the filter on correlation always uses it. Cosine leaves the
     means in. Euclidean is minus the distance between the two features' standardised activations,
-    -sqrt(2 n (1 - r)): it orders partners as Pearson does.
+    -sqrt(2 n (1 - r)): it orders partners as Pearson does. Within_token is the correlation that is
+    left when each feature's mean given the current token is taken away.
+
+    Args:
+        moments: Of all tokens.
+        metric: What to match by.
+        within: A's and B's sums per token type over the same tokens; for within_token alone.
 
     Raises:
         UnknownNameError: No such metric.
+        ShapeError: The metric is within_token and `within` is missing, or of other tokens.
     """
     if metric not in METRICS:
         raise UnknownNameError.of("metric", metric, METRICS)
+    if metric == "within_token" and within is None:
+        raise ShapeError(
+            "metric 'within_token' must have the sums per token type of both sides, got none: "
+            "pass them as within=(TokenSums.of(acts_a, token_ids), TokenSums.of(acts_b, token_ids))"
+        )
     a, b, n = moments.a, moments.b, moments.a.n_tokens
-    # Roots first: the product of the squares can leave the range of float64.
-    spread = np.outer(np.sqrt(a.centred_squares), np.sqrt(b.centred_squares))
-    pearson = moments.products - np.outer(a.total / n, b.total)
+    # One side at a time: the product of the squares can leave the range of float64.
+    spread_a, spread_b = (
+        np.sqrt(np.where(side.centred_squares > 0, side.centred_squares, np.nan)) for side in (a, b)
+    )
+    pearson = np.outer(a.total / -n, b.total)
+    pearson += moments.products
+    pearson /= spread_a[:, None]
+    pearson /= spread_b
+    np.clip(pearson, -1, 1, out=pearson)
     with np.errstate(divide="ignore", invalid="ignore"):
-        pearson /= spread
-        pearson[spread == 0] = np.nan
-        np.clip(pearson, -1, 1, out=pearson)
         if metric == "cosine":
             similarity = moments.products / np.outer(np.sqrt(a.squares), np.sqrt(b.squares))
             similarity[np.isnan(pearson)] = np.nan
         elif metric == "euclidean":
             similarity = -np.sqrt(2 * n * (1 - pearson))
+        elif metric == "within_token" and within is not None:
+            similarity = within_token_correlation(moments.products, a, b, *within)
         else:
             similarity = pearson
     return Correlation(
@@ -264,6 +241,7 @@ def correlate(
     acts_b: Activations | list[Activations] | tuple[Activations, ...],
     *,
     metric: str = "pearson",
+    token_ids: TokenIds | list[TokenIds] | tuple[TokenIds, ...] | None = None,
 ) -> Correlation:
     """Correlations of every feature of A with every feature of B over the same tokens.
 
@@ -273,10 +251,12 @@ def correlate(
     Args:
         acts_a: Tokens x features of A: scipy.sparse, numpy or torch; or a list of such chunks.
         acts_b: The same tokens through B.
-        metric: What to match by: pearson, cosine or euclidean.
+        metric: What to match by: pearson, cosine, euclidean or within_token.
+        token_ids: For within_token: the id of each token, or a list of such arrays, one a chunk.
 
     Raises:
-        ShapeError: The two sides do not hold the same tokens.
+        ShapeError: The two sides do not hold the same tokens, or the metric is within_token and
+            `token_ids` does not hold one id a token.
         ActivationError: An activation is NaN or infinite.
         UnknownNameError: No such metric.
 
@@ -290,4 +270,45 @@ def correlate(
         raise ShapeError(
             f"both sides must come in the same chunks, got {len(chunks_a)} and {len(chunks_b)}"
         )
-    return correlation_of(sum_moments(zip(chunks_a, chunks_b, strict=True)), metric=metric)
+    chunks: Iterable[tuple[Activations, Activations]] = zip(chunks_a, chunks_b, strict=True)
+    if metric != "within_token":
+        return correlation_of(sum_moments(chunks), metric=metric)
+    if token_ids is None:
+        raise ShapeError(
+            "metric 'within_token' must have one id a token, got none: pass them as token_ids"
+        )
+    ids = token_ids if isinstance(acts_a, list | tuple) else [token_ids]
+    if len(ids) != len(chunks_a):
+        raise ShapeError(
+            "token_ids must come in the same chunks as the activations, got "
+            f"{len(ids)} and {len(chunks_a)}"
+        )
+    csr_chunks = [(as_csr(x, name="acts_a"), as_csr(y, name="acts_b")) for x, y in chunks]
+    moments = sum_moments(csr_chunks)
+    sums_a, sums_b = (
+        sum_token_sums((chunk[side] for chunk in csr_chunks), map(as_token_ids, ids))
+        for side in (0, 1)
+    )
+    return correlation_of(moments, metric=metric, within=(sums_a, sums_b))
+
+
+def as_token_ids(token_ids: TokenIds) -> Integer[np.ndarray, "token"]:
+    """The ids as a checked array.
+
+    Raises:
+        ShapeError: They are not integers along one axis.
+    """
+    ids = np.asarray(in_memory(token_ids))
+    if ids.ndim != 1 or ids.dtype.kind not in "iu":
+        raise ShapeError(
+            f"token_ids must be integers along one axis, one a token, got {ids.dtype} of shape "
+            f"{ids.shape}"
+        )
+    return ids
+
+
+def sum_token_sums(
+    chunks: Iterable[sp.csr_array], token_ids: Iterable[Integer[np.ndarray, "_"]]
+) -> TokenSums:
+    """One side's sums per token type over all chunks, of which there is at least one."""
+    return functools.reduce(operator.add, map(TokenSums.of, chunks, token_ids))

@@ -48,8 +48,9 @@ def match(
 ) -> pd.DataFrame:
     """Pairs of features, best first in `one_to_one`, by index otherwise.
 
-    Features that are constant, or active on fewer than `min_active_tokens` tokens, are never
-    paired: of features that fire two or three times some correlate at 1 by chance.
+    Features without a similarity (constant, or matched within tokens and a function of the token),
+    or active on fewer than `min_active_tokens` tokens, are never paired: of features that fire two
+    or three times some correlate at 1 by chance.
 
     Args:
         correlation: What `saelign.correlate` returned.
@@ -82,8 +83,9 @@ def match(
     features_a = np.flatnonzero(correlation.pairable_a(min_active_tokens))
     features_b = np.flatnonzero(correlation.pairable_b(min_active_tokens))
     if len(features_a) == 0 or len(features_b) == 0:
+        what = "constant" if correlation.metric != "within_token" else "a function of the token"
         raise ActivationError(
-            "both models must have a feature that is active often enough and not constant, "
+            f"both models must have a feature that is active often enough and not {what}, "
             f"got {len(features_a)} of A and {len(features_b)} of B: use more text"
         )
     similarity = correlation.similarity[np.ix_(features_a, features_b)]
