@@ -128,8 +128,8 @@ def test_at_the_floor_more_shuffles_could_say_more():
 def test_cantellis_bound_holds_over_every_shuffle_of_few_pairs():
     rng = rng_of(0)
     x, y = rng.exponential(size=(2, 6, 2)) ** 2
-    for measure in ("rsa", "cka", "svcca_r2"):
-        options = {"n_components": 1} if measure == "svcca_r2" else {}
+    for measure in ("rsa", "cka", "svcca_r2", "mutual_knn"):
+        options = {"svcca_r2": {"n_components": 1}, "mutual_knn": {"k": 2}}.get(measure, {})
         comparison = MEASURES[measure].compare(x, partners_of(y), **options)
         every = np.array(np.meshgrid(*[range(6)] * 6)).reshape(6, -1).T
         scores = comparison.shuffled(every[[len(set(s)) == 6 for s in every.tolist()]])
@@ -163,7 +163,8 @@ def test_a_score_is_the_measure_beside_the_measure_of_shuffled_rows(measure, nul
     np.testing.assert_allclose(scored.null_scores, expected, rtol=0, atol=1e-9)
     assert (scored.measure, scored.null) == (measure, null)
     assert (scored.n_pairs, scored.n_partners, scored.n_permutations) == (40, 40, 30)
-    assert scored.exact == (null == "shuffle" and measure in ("rsa", "cka", "svcca_r2"))
+    with_moments = ("rsa", "cka", "svcca_r2", "mutual_knn")
+    assert scored.exact == (null == "shuffle" and measure in with_moments)
     moments = MEASURES[measure].compare(x, partners_of(y)).exact_moments()
     if scored.exact:
         assert (scored.null_mean, scored.null_sd) == moments
@@ -203,7 +204,9 @@ def test_options_reach_the_measure(measure):
     options = {
         "svcca": {"n_components": 2},
         "svcca_r2": {"variance": 0.7},
+        "pwcca": {"n_components": 2},
         "rsa": {"inner": "pearson", "outer": "pearson"},
+        "mutual_knn": {"k": 3},
     }.get(measure, {})
     scored = score(x, y, measure=measure, n_permutations=2, rng=rng_of(), **options)
     expected = MEASURES[measure].compute(x, y, **options)
@@ -267,7 +270,7 @@ def test_one_to_many_has_the_null_of_many_to_one(measure, null):
     assert back.n_partners == forth.n_partners < back.n_pairs
 
 
-@pytest.mark.parametrize("measure", ["svcca", "svcca_r2"])
+@pytest.mark.parametrize("measure", ["svcca", "svcca_r2", "pwcca"])
 def test_components_are_named_in_the_order_of_the_given_sides(measure):
     x, y, _ = grouped_rows()
     x = x * np.logspace(0, -1, 8)  # fewer components than y
@@ -277,7 +280,7 @@ def test_components_are_named_in_the_order_of_the_given_sides(measure):
     assert score(y, x, rng=rng_of(), **options).components == (k_y, k_x)
 
 
-@pytest.mark.parametrize("measure", MEASURES)
+@pytest.mark.parametrize("measure", [m for m in MEASURES if m != "pwcca"])
 def test_swapping_one_to_one_rows_keeps_score_and_chance(measure):
     x, y = related_rows()
     forth = score(x, y, measure=measure, n_permutations=2, rng=rng_of())
@@ -290,14 +293,14 @@ def test_swapping_one_to_one_rows_keeps_score_and_chance(measure):
 
 @pytest.mark.parametrize("measure", MEASURES)
 def test_a_null_that_cannot_move_is_the_score_itself_and_shows_nothing(measure):
-    x, y = related_rows(n_pairs=10)
+    x, y = related_rows(n_pairs=12)
     partners = partners_of(y)
     scored = score_comparison(
         MEASURES[measure].compare(x, partners),
         partners,
         measure=measure,
         null="rate_matched",
-        permutations=np.tile(np.arange(10), (19, 1)),
+        permutations=np.tile(np.arange(12), (19, 1)),
     )
     assert scored.p_value == 1
     assert np.isnan(scored.z)
@@ -322,6 +325,15 @@ def test_measures_that_share_shuffles_say_the_same_as_alone():
         assert (shared.score, shared.p_value) == (alone.score, alone.p_value)
 
 
+def test_pwcca_takes_its_weights_from_the_side_that_does_not_repeat():
+    x, y, _ = grouped_rows()
+    weighted_by_x = MEASURES["pwcca"].compute(x, y)
+    assert abs(MEASURES["pwcca"].compute(y, x) - weighted_by_x) > 1e-4
+    for sides in ((x, y), (y, x)):
+        scored = score(*sides, measure="pwcca", n_permutations=2, rng=rng_of())
+        assert scored.score == pytest.approx(weighted_by_x, abs=1e-9)
+
+
 # What is refused.
 
 
@@ -331,7 +343,7 @@ def test_measures_that_share_shuffles_say_the_same_as_alone():
         (
             {"measure": "ckaa"},
             "unknown measure 'ckaa' (did you mean 'cka'?), expected one of: "
-            "cka, pc1, rsa, svcca, svcca_r2",
+            "cka, mutual_knn, pc1, procrustes, pwcca, rsa, svcca, svcca_r2",
         ),
         (
             {"measure": "svcca", "n_component": 3},
@@ -373,8 +385,15 @@ def test_fewer_than_three_pairs_are_refused(n_pairs):
 def test_three_and_four_pairs_are_scored_or_refused_in_words(measure):
     for n_pairs in (3, 4):
         x, y = related_rows(n_pairs=n_pairs)
-        if measure.startswith("svcca"):  # a fifth of so few pairs is no component at all
-            with pytest.raises(DegenerateError, match=f"got 0 for {n_pairs} pairs"):
+        refused = {
+            # A fifth of so few pairs is no component at all.
+            "svcca": f"got 0 for {n_pairs} pairs",
+            "svcca_r2": f"got 0 for {n_pairs} pairs",
+            "pwcca": f"got 0 for {n_pairs} pairs",
+            "mutual_knn": f"k must be at most n_pairs - 2 = {n_pairs - 2}, got 10",
+        }
+        if measure in refused:
+            with pytest.raises(DegenerateError, match=refused[measure]):
                 score(x, y, measure=measure, n_permutations=5, rng=rng_of())
         else:
             scored = score(x, y, measure=measure, n_permutations=5, rng=rng_of())

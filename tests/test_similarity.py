@@ -1,23 +1,43 @@
 """Every measure against its definition, another library, and what it claims to ignore."""
 
+import itertools
 import re
 import warnings
 from typing import get_args
 
 import numpy as np
 import pytest
+import scipy.linalg
+import scipy.sparse as sp
 import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.spatial.distance import pdist, squareform
 from sklearn.cross_decomposition import CCA
 from sklearn.decomposition import PCA
+from sklearn.neighbors import NearestNeighbors
 from threadpoolctl import threadpool_limits
 
-from saelign.errors import DegenerateError, UnknownNameError
-from saelign.similarity import MEASURES, cka, pc1, rsa, svcca, svcca_r2
+from saelign.errors import ActivationError, DegenerateError, ShapeError, UnknownNameError
+from saelign.nulls import draw_permutations
+from saelign.similarity import (
+    MEASURES,
+    activation_gram,
+    cka,
+    mutual_knn,
+    pc1,
+    procrustes,
+    pwcca,
+    rows_of_gram,
+    rsa,
+    svcca,
+    svcca_r2,
+)
+from saelign.similarity import neighbours as neighbours_file
 from saelign.similarity.measures import Invariance
+from saelign.similarity.neighbours import check_k
 from saelign.similarity.partners import partners_of
+from saelign.similarity.procrustes import nuclear_norm
 from saelign.similarity.rsa import check_options
 
 with warnings.catch_warnings():
@@ -40,6 +60,9 @@ OPTIONS = [
     ("svcca_r2", {}),
     ("svcca_r2", {"n_components": 4}),
     ("svcca_r2", {"variance": 0.6}),
+    ("pwcca", {}),
+    ("pwcca", {"n_components": 3}),
+    ("pwcca", {"variance": 0.8}),
     ("rsa", {}),
     ("rsa", {"outer": "pearson"}),
     ("rsa", {"inner": "pearson"}),
@@ -47,6 +70,9 @@ OPTIONS = [
     ("rsa", {"inner": "euclidean"}),
     ("rsa", {"inner": "euclidean", "outer": "pearson"}),
     ("cka", {}),
+    ("procrustes", {}),
+    ("mutual_knn", {}),
+    ("mutual_knn", {"k": 3}),
 ]
 NAMED = [pytest.param(m, o, id="-".join([m, *map(str, o.values())])) for m, o in OPTIONS]
 
@@ -120,12 +146,57 @@ def plain_cka(x: np.ndarray, y: np.ndarray) -> float:
     return float(np.trace(k @ m) / np.sqrt(np.trace(k @ k) * np.trace(m @ m)))
 
 
+def plain_pwcca(x: np.ndarray, y: np.ndarray, **options) -> float:
+    """As the paper's authors compute it: CCA by whitened covariances, variates made orthonormal.
+
+    No singular vector of the overlap of bases is used, and the weights come from the columns as
+    given.
+    """
+    if not options:
+        options = {"n_components": min(20, len(x) // 5, x.shape[1], y.shape[1])}
+    scores = [
+        PCA(n_components_of(rows, **options), svd_solver="full").fit_transform(rows)
+        for rows in (x, y)
+    ]
+    k_x = scores[0].shape[1]
+    covariance = np.cov(*(s.T for s in scores))
+    xx, xy, yy = covariance[:k_x, :k_x], covariance[:k_x, k_x:], covariance[k_x:, k_x:]
+    explained = xy @ np.linalg.solve(yy, xy.T)
+    squares, directions = scipy.linalg.eigh(explained, xx)  # canonical directions of X
+    kept = np.argsort(-squares)[: min(s.shape[1] for s in scores)]
+    variates, _ = np.linalg.qr(scores[0] @ directions[:, kept])
+    weights = np.abs((x - x.mean(axis=0)).T @ variates).sum(axis=0)
+    return float(np.average(np.sqrt(squares[kept]), weights=weights))
+
+
+def plain_procrustes(x: np.ndarray, y: np.ndarray) -> float:
+    """The inner product with Y after scipy's best rotation; zero columns make both as wide."""
+    d = max(x.shape[1], y.shape[1])
+    x, y = (np.pad(rows - rows.mean(axis=0), ((0, 0), (0, d - rows.shape[1]))) for rows in (x, y))
+    rotation, _ = scipy.linalg.orthogonal_procrustes(x, y)
+    return float(np.vdot(x @ rotation, y) / (np.linalg.norm(x) * np.linalg.norm(y)))
+
+
+def plain_mutual_knn(x: np.ndarray, y: np.ndarray, k: int = 10) -> float:
+    """Set by set, each from a stable sort."""
+    sets = []
+    for rows in (x, y):
+        alike = np.full((len(rows), len(rows)), np.inf)  # distances, in the end
+        alike[np.triu_indices(len(rows), 1)] = -pair_similarities(rows, "cosine")
+        alike = np.minimum(alike, alike.T)
+        sets.append([set(np.argsort(row, kind="stable")[:k].tolist()) for row in alike])
+    return float(np.mean([len(a & b) / k for a, b in zip(*sets, strict=True)]))
+
+
 PLAIN = {
     "pc1": plain_pc1,
     "svcca": lambda x, y, **options: plain_svcca(x, y, power=1, **options),
     "svcca_r2": lambda x, y, **options: plain_svcca(x, y, power=2, **options),
+    "pwcca": plain_pwcca,
     "rsa": plain_rsa,
     "cka": plain_cka,
+    "procrustes": plain_procrustes,
+    "mutual_knn": plain_mutual_knn,
 }
 
 
@@ -191,6 +262,8 @@ def test_a_measure_has_the_invariances_that_it_claims_and_no_others(measure, inv
         "row_scale": lambda rows: rows * rng.uniform(0.2, 5, size=(len(rows), 1)),
     }[invariance]
     claimed = invariance in MEASURES[measure].invariances
+    if side == "y":
+        claimed |= invariance in MEASURES[measure].invariances_y
     x, y = related_rows(2)
     changed = (change(x), y) if side == "x" else (x, change(y))
     for score in (
@@ -253,10 +326,11 @@ def test_what_is_compared_with_itself_scores_1(measure, options, d):
 @pytest.mark.parametrize(("measure", "options"), NAMED)
 @settings(max_examples=25)
 @given(seed=st.integers(0, 1000))
-def test_measures_are_symmetric_and_within_their_range(measure, options, seed):
+def test_measures_are_symmetric_but_pwcca_and_within_their_range(measure, options, seed):
     x, y = related_rows(seed)
     forth = MEASURES[measure].compute(x, y, **options)
-    assert MEASURES[measure].compute(y, x, **options) == pytest.approx(forth, abs=1e-9)
+    back = MEASURES[measure].compute(y, x, **options)
+    assert (back == pytest.approx(forth, abs=1e-9)) == (measure != "pwcca")
     assert (-1 if measure == "rsa" else 0) <= forth <= 1
 
 
@@ -352,7 +426,7 @@ def test_one_to_one_rows_keep_their_order():
     [(400, 64, 32, 20), (100, 64, 32, 20), (99, 64, 32, 19), (50, 64, 7, 7), (50, 5, 9, 5),
      (5, 9, 9, 1), (9, 9, 9, 1)],
 )  # fmt: skip
-@pytest.mark.parametrize("measure", ["svcca", "svcca_r2"])
+@pytest.mark.parametrize("measure", ["svcca", "svcca_r2", "pwcca"])
 def test_by_default_a_fifth_of_the_pairs_and_at_most_20_components_are_kept(
     measure, n_pairs, d_x, d_y, expected
 ):
@@ -391,7 +465,7 @@ def test_components_beyond_the_pairs_agree_whatever_the_data():
     assert (r > 1 - 1e-9).sum() == 16  # k1 + k2 - (K - 1), the published example
 
 
-@pytest.mark.parametrize("measure", ["svcca", "svcca_r2"])
+@pytest.mark.parametrize("measure", ["svcca", "svcca_r2", "pwcca"])
 def test_so_many_components_that_they_must_agree_are_refused(measure):
     x, y = related_rows(0, 25, 40, 40)
     entry = MEASURES[measure]
@@ -430,7 +504,7 @@ def test_so_many_components_that_they_must_agree_are_refused(measure):
         ),
     ],
 )
-@pytest.mark.parametrize("measure", ["svcca", "svcca_r2"])
+@pytest.mark.parametrize("measure", ["svcca", "svcca_r2", "pwcca"])
 def test_components_that_the_rows_do_not_have_are_refused(measure, shape, options, words):
     x, y = related_rows(0, *shape)
     entry = MEASURES[measure]
@@ -459,7 +533,7 @@ def test_pc1_is_svcca_with_one_component():
 
 def test_measures_without_components_say_so():
     x, y = related_rows(0)
-    for measure in ("rsa", "cka"):
+    for measure in ("rsa", "cka", "procrustes", "mutual_knn"):
         assert MEASURES[measure].compare(x, partners_of(y)).components is None
 
 
@@ -475,6 +549,11 @@ def test_a_row_without_direction_is_refused(inner, value, side):
     with pytest.raises(DegenerateError, match=words):
         rsa(x, y, inner=inner)
     assert -1 < rsa(x, y, inner="euclidean") < 1
+    if inner == "cosine":
+        with pytest.raises(DegenerateError, match=words):
+            mutual_knn(x, y)
+        with pytest.raises(DegenerateError, match=words):
+            MEASURES["mutual_knn"].compare(x, partners_of(y))
 
 
 @pytest.mark.parametrize("outer", ["spearman", "pearson"])
@@ -504,3 +583,364 @@ def test_cka_of_orthogonal_spaces_is_0():
     centred = np.linalg.qr(np.column_stack([np.ones(40), basis]))[0][:, 1:]
     assert cka(centred[:, :5], centred[:, 5:12]) == pytest.approx(0, abs=1e-12)
     assert svcca(centred[:, :5], centred[:, 5:12], n_components=5) == pytest.approx(0, abs=1e-12)
+
+
+# Procrustes.
+
+
+def test_procrustes_is_what_scipy_leaves_of_the_distance():
+    x, y = related_rows(0, 60, 9, 9)
+    _, _, disparity = scipy.spatial.procrustes(x, y)
+    assert procrustes(x, y) == pytest.approx(np.sqrt(1 - disparity), abs=1e-9)
+
+
+def test_procrustes_of_lines_is_the_absolute_correlation():
+    x, y = related_rows(0, 30, 1, 1)
+    r = np.corrcoef(x[:, 0], y[:, 0])[0, 1]
+    assert procrustes(x, y) == pytest.approx(abs(r), abs=1e-12)
+
+
+def test_procrustes_of_spheres_is_the_mean_of_the_cosines_between_them():
+    """With Q and W orthonormal bases the singular values of Q'W are cosines of angles."""
+    rng = np.random.default_rng(0)
+    centred = np.linalg.qr(np.column_stack([np.ones(40), rotation_of(40, rng)[:, :20]]))[0][:, 1:]
+    q, shared = centred[:, :4], 0.6
+    w = shared * q @ rotation_of(4, rng) + np.sqrt(1 - shared**2) * centred[:, 4:8]
+    assert procrustes(q, w) == pytest.approx(shared, abs=1e-12)
+    assert procrustes(q, centred[:, 8:12]) == pytest.approx(0, abs=1e-12)
+
+
+@pytest.mark.parametrize("shape", [(128, 256), (40, 40), (70, 12), (1, 5)])
+@pytest.mark.parametrize("smallest", [0, -3, -6, -9, -14])
+def test_the_nuclear_norm_is_the_sum_of_the_singular_values(shape, smallest):
+    rng = np.random.default_rng(0)
+    n = min(shape)
+    left, right = (rotation_of(d, rng)[:, :n] for d in shape)
+    singular = np.logspace(0, smallest, n)
+    matrix = (left * singular) @ right.T
+    assert nuclear_norm(matrix) == pytest.approx(singular.sum(), rel=1e-11)
+
+
+def test_procrustes_of_a_side_that_cancels_within_each_group_is_0():
+    y = np.repeat(np.arange(5.0)[:, None], 2, axis=0)
+    x = np.tile([[1.0, -2.0], [-1.0, 2.0]], (5, 1))
+    assert procrustes(x, y) == 0
+    assert MEASURES["procrustes"].compare(x, partners_of(y)).score() == 0
+
+
+# Mutual nearest neighbours.
+
+
+@pytest.mark.parametrize("k", [1, 5, 10, 58])
+def test_neighbours_are_those_of_sklearn(k):
+    x, y = related_rows(5)
+    graphs = []
+    for rows in (x, y):
+        fitted = NearestNeighbors(n_neighbors=k, metric="cosine").fit(rows)
+        graphs.append(fitted.kneighbors_graph().toarray())  # without the row itself
+    expected = (graphs[0] * graphs[1]).sum() / (60 * k)
+    assert mutual_knn(x, y, k=k) == pytest.approx(expected, abs=1e-12)
+    compared = MEASURES["mutual_knn"].compare(x, partners_of(y), k=k)
+    assert compared.score() == pytest.approx(expected, abs=1e-12)
+
+
+def test_neighbours_on_a_circle_are_those_beside():
+    angle = np.arange(20) * 2 * np.pi / 20
+    circle = np.column_stack([np.cos(angle), np.sin(angle)])
+    doubled = np.column_stack([np.cos(2 * angle), np.sin(2 * angle)])
+    # On the doubled circle i and i + 10 coincide: k = 2 takes it, and the lower of the four beside.
+    assert mutual_knn(circle, circle[:, ::-1], k=2) == 1
+    beside = {i: {(i - 1) % 20, (i + 1) % 20} for i in range(20)}
+    lowest = {
+        i: {(i + 10) % 20, min(j % 20 for j in (i - 1, i + 1, i + 9, i + 11))} for i in range(20)
+    }
+    expected = np.mean([len(beside[i] & lowest[i]) / 2 for i in range(20)])
+    assert mutual_knn(circle, doubled, k=2) == pytest.approx(expected, abs=1e-12)
+    comparison = MEASURES["mutual_knn"].compare(circle, partners_of(doubled), k=2)
+    assert comparison.score() == pytest.approx(expected, abs=1e-12)
+
+
+def test_pairs_that_hold_one_feature_are_neighbours_and_the_lowest_of_too_many_are_taken():
+    held = np.repeat([0, 1, 2, 3], 5)
+    rng = np.random.default_rng(0)
+    y = rng.normal(size=(4, 6))[held]
+    blocks = neighbours_file.neighbour_blocks(y, 3)
+    near = np.concatenate(list(blocks))
+    for i in range(20):
+        group = [j for j in range(20) if held[j] == held[i] and j != i]
+        assert np.flatnonzero(near[i]).tolist() == group[:3]
+
+
+@pytest.mark.parametrize("pairing", ["one_to_one", "repeated", "told_apart"])
+@pytest.mark.parametrize("rotate", [False, True])
+@settings(max_examples=20)
+@given(seed=st.integers(0, 1000), k=st.sampled_from([1, 4, 10, 28]))
+def test_where_many_are_equally_near_cheap_shuffles_still_take_the_lower_pairs(
+    pairing, rotate, seed, k
+):
+    """Rows on a coarse grid tie everywhere; a rotation leaves the ties equal to rounding alone."""
+    rng = np.random.default_rng(seed)
+    x, y = rng.integers(-1, 2, size=(2, 30, 4)) + np.array([3, 0, 0, 0])
+    held = repeated(12, 30, rng) if pairing == "repeated" else np.arange(30)
+    y = y[held]
+    if rotate:
+        x, y = x @ rotation_of(4, rng), y @ rotation_of(4, rng)
+    x, y = x.astype(float), y.astype(float)
+    partners = partners_of(y) if pairing != "told_apart" else partners_of(y, held)
+    n = len(partners.rows)
+    permutations = np.array([np.arange(n), *(rng.permutation(n) for _ in range(5))])
+    comparison = MEASURES["mutual_knn"].compare(x, partners, k=k)
+    expected = [mutual_knn(x, partners.rows[s][partners.held], k=k) for s in permutations]
+    np.testing.assert_allclose(comparison.shuffled(permutations), expected, rtol=0, atol=1e-12)
+
+
+def test_blocks_of_rows_do_not_change_the_neighbours(monkeypatch):
+    x, y = related_rows(0)
+    held = repeated(30, 60, np.random.default_rng(0))
+    whole = [mutual_knn(x, rows) for rows in (y, y[held])]
+    shuffles = np.random.default_rng(0).permuted(np.tile(np.arange(30), (5, 1)), axis=1)
+    relabelled = MEASURES["mutual_knn"].compare(x, partners_of(y[held])).shuffled(shuffles)
+    monkeypatch.setattr(neighbours_file, "BLOCK_ROWS", 7)
+    assert [mutual_knn(x, rows) for rows in (y, y[held])] == whole
+    again = MEASURES["mutual_knn"].compare(x, partners_of(y[held])).shuffled(shuffles)
+    np.testing.assert_array_equal(again, relabelled)
+
+
+@pytest.mark.parametrize(
+    ("n", "k"), [(4, 1), (4, 2), (5, 1), (5, 3), (6, 1), (6, 2), (6, 3), (6, 4), (7, 3)]
+)
+def test_the_moments_of_shared_neighbours_are_those_of_every_shuffle(n, k):
+    rng = np.random.default_rng(10 * n + k)
+    # Heavy tails and a common direction: some are chosen by many, so that choices are not mutual.
+    x, y = (rng.normal(size=(n, d)) * rng.exponential(size=(n, 1)) + 1 for d in (3, 2))
+    comparison = MEASURES["mutual_knn"].compare(x, partners_of(y), k=k)
+    scores = comparison.shuffled(np.array(list(itertools.permutations(range(n)))))
+    mean, sd = comparison.exact_moments()
+    assert mean == pytest.approx(k / (n - 1), abs=1e-12)
+    assert (mean, sd) == pytest.approx((scores.mean(), scores.std()), abs=1e-12)
+
+
+@pytest.mark.parametrize("k", [1, 10, 50])
+def test_the_moments_of_shared_neighbours_agree_with_simulation(k):
+    rng = np.random.default_rng(k)
+    x, y = (rng.normal(size=(80, 6)) * rng.exponential(size=6) + 0.5 for _ in "xy")
+    comparison = MEASURES["mutual_knn"].compare(x, partners_of(y), k=k)
+    mean, sd = comparison.exact_moments()
+    scores = comparison.shuffled(draw_permutations(80, 5000, rng=rng))
+    assert scores.mean() == pytest.approx(mean, abs=4 * sd / np.sqrt(5000))
+    assert scores.std() == pytest.approx(sd, rel=0.05)
+
+
+def test_three_pairs_and_ties_for_the_last_place_have_no_closed_form():
+    x, y = related_rows(0)
+    compare = MEASURES["mutual_knn"].compare
+    assert compare(x[:3], partners_of(y[:3]), k=1).exact_moments() is None
+    angle = np.arange(60) * 2 * np.pi / 60
+    circle = np.column_stack([np.cos(angle), np.sin(angle)])
+    assert compare(x, partners_of(circle), k=3).exact_moments() is None
+    assert compare(circle, partners_of(y), k=3).exact_moments() is not None  # X keeps its names
+    assert compare(x, partners_of(circle), k=4).exact_moments() is not None  # two on either side
+
+
+@pytest.mark.parametrize(
+    ("k", "words"),
+    [
+        (0, "k must be at least 1, got 0"),
+        (-3, "k must be at least 1, got -3"),
+        (2.5, "k must be a whole number, got 2.5"),
+        (True, "k must be a whole number, got True"),
+        ("10", "k must be a whole number, got '10'"),
+    ],
+)
+def test_what_is_no_number_of_neighbours_is_refused(k, words):
+    with pytest.raises(DegenerateError, match=re.escape(words)):
+        check_k(k)
+
+
+def test_as_many_neighbours_as_other_pairs_are_refused():
+    x, y = related_rows(0, 12)
+    assert 0 < mutual_knn(x, y, k=10) < 1
+    for rows, k in (((x, y), 11), ((x[:11], y[:11]), 10)):
+        n = len(rows[0])
+        words = (
+            f"k must be at most n_pairs - 2 = {n - 2}, got {k}: with as many neighbours as other "
+            "pairs every one is shared for any data; ask for fewer or match more pairs"
+        )
+        for call in (
+            lambda rows=rows, k=k: mutual_knn(*rows, k=k),
+            lambda rows=rows, k=k: MEASURES["mutual_knn"].compare(
+                rows[0], partners_of(rows[1]), k=k
+            ),
+        ):
+            with pytest.raises(DegenerateError, match=re.escape(words)):
+                call()
+
+
+@pytest.mark.parametrize("rotate", [False, True])
+@pytest.mark.parametrize("side", ["x", "y"])
+def test_rows_of_which_none_is_nearer_than_another_have_no_neighbours(rotate, side):
+    rng = np.random.default_rng(0)
+    rows = [rng.normal(size=(30, 4)), rotation_of(30, rng) if rotate else np.eye(30)]
+    x, y = rows if side == "y" else rows[::-1]
+    words = "cosines must differ between pairs of rows, all 435 are equal: no row is nearer"
+    with pytest.raises(DegenerateError, match=words):
+        mutual_knn(x, y)
+    with pytest.raises(DegenerateError, match=words):
+        MEASURES["mutual_knn"].compare(x, partners_of(y))
+
+
+# Projection-weighted CCA.
+
+
+def test_pwcca_weighs_a_shared_direction_by_what_x_has_of_it():
+    """Two orthogonal directions, one shared, each spread over its own columns."""
+    rng = np.random.default_rng(0)
+    basis = np.linalg.qr(np.column_stack([np.ones(50), rng.normal(size=(50, 3))]))[0][:, 1:]
+    x = np.column_stack([3 * basis[:, 0], 2 * basis[:, 0], basis[:, 1]])
+    y = np.column_stack([basis[:, 0], 0.5 * basis[:, 2]])
+    # Weights: 3 + 2 for the direction that is shared, 1 for the one that is not.
+    assert pwcca(x, y, n_components=2) == pytest.approx(5 / 6, abs=1e-12)
+    assert pwcca(y, x, n_components=2) == pytest.approx(1 / 1.5, abs=1e-12)
+    assert svcca(x, y, n_components=2) == pytest.approx(1 / 2, abs=1e-12)
+
+
+def test_pwcca_lies_between_the_extreme_correlations_and_is_svcca_when_these_are_equal():
+    x, y = related_rows(0)
+    r = plain_cca(x, y, 4, 4)
+    assert r.min() < pwcca(x, y, n_components=4) < r.max()
+    assert pwcca(x, y, n_components=1) == pytest.approx(svcca(x, y, n_components=1), abs=1e-12)
+
+
+# Rows from inner products.
+
+
+def sparse_acts(n_tokens: int, n_features: int, rng: np.random.Generator) -> sp.csr_array:
+    fires = rng.random((n_tokens, n_features)) < rng.uniform(0.02, 0.4, size=n_features)
+    return sp.csr_array(rng.exponential(size=fires.shape) * fires)
+
+
+@pytest.mark.parametrize("shape", [(20, 5), (20, 40), (1, 3), (30, 29)])
+def test_rows_of_a_gram_matrix_have_its_inner_products(shape):
+    rng = np.random.default_rng(0)
+    gram = (rows := rng.normal(size=shape)) @ rows.T
+    made = rows_of_gram(gram)
+    assert made.shape == (shape[0], min(shape))
+    np.testing.assert_allclose(made @ made.T, gram, rtol=0, atol=1e-12 * np.abs(gram).max())
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_rows_of_a_gram_matrix_of_lower_precision_are_float64(dtype):
+    made = rows_of_gram(np.array([[4, 0], [0, 9]], dtype=dtype))
+    assert made.dtype == np.float64
+    np.testing.assert_allclose(np.sort(np.abs(made).max(axis=0)), [2, 3])
+
+
+@pytest.mark.parametrize(
+    ("measure", "options"), [p for p in NAMED if p.values[1].get("inner") != "pearson"]
+)
+def test_measures_that_ignore_rotation_are_the_same_on_rows_made_of_inner_products(
+    measure, options
+):
+    x, y = related_rows(0, 60, 12, 9)
+    entry = MEASURES[measure]
+    made_x, made_y = (rows_of_gram(rows @ rows.T) for rows in (x, y))
+    if "rotation" not in entry.invariances:
+        made_x = x
+    expected = entry.compute(x, y, **options)
+    assert entry.compute(made_x, made_y, **options) == pytest.approx(expected, abs=1e-9)
+
+
+@pytest.mark.parametrize("standardise", [False, True])
+def test_the_gram_matrix_of_activations_is_that_of_their_dense_columns(standardise):
+    rng = np.random.default_rng(0)
+    acts = sparse_acts(500, 40, rng)
+    features = rng.permutation(40)[:25]
+    dense = acts.toarray()[:, features]
+    if standardise:
+        dense = dense / dense.std(axis=0)
+    covariance = np.cov(dense.T, ddof=0)
+    gram = activation_gram(acts, features, standardise=standardise)
+    np.testing.assert_allclose(gram, 500 * covariance, rtol=0, atol=1e-11 * np.abs(gram).max())
+    np.testing.assert_array_equal(gram, gram.T)
+    if standardise:
+        np.testing.assert_array_equal(np.diagonal(gram), 500)
+
+
+@pytest.mark.parametrize("standardise", [False, True])
+def test_cosines_of_the_rows_are_pearson_correlations_over_tokens(standardise):
+    acts = sparse_acts(500, 20, np.random.default_rng(0))
+    rows = rows_of_gram(activation_gram(acts, np.arange(20), standardise=standardise))
+    expected = np.corrcoef(acts.toarray().T)
+    np.testing.assert_allclose(1 - squareform(pdist(rows, "cosine")), expected, atol=1e-12)
+
+
+@pytest.mark.parametrize("measure", [m for m in MEASURES if m != "pwcca"])
+def test_measures_on_activations_need_no_dense_tokens(measure):
+    rng = np.random.default_rng(0)
+    acts = [sparse_acts(300, 30, rng) for _ in "ab"]
+    wide = [a.toarray().T - a.toarray().T.mean(axis=1, keepdims=True) for a in acts]
+    made = [rows_of_gram(activation_gram(a, np.arange(30))) for a in acts]
+    expected = MEASURES[measure].compute(*wide)
+    assert MEASURES[measure].compute(*made) == pytest.approx(expected, abs=1e-9)
+
+
+def test_float32_activations_are_summed_in_float64():
+    acts = sparse_acts(500, 20, np.random.default_rng(0)).astype(np.float32)
+    low, high = (activation_gram(a, np.arange(20)) for a in (acts, acts.astype(np.float64)))
+    np.testing.assert_array_equal(low, high)
+
+
+def test_features_that_are_sums_of_others_leave_out_a_dimension():
+    acts = sparse_acts(2000, 6, np.random.default_rng(0)).toarray()
+    acts[:, 5] = acts[:, 0] + acts[:, 1]
+    gram = activation_gram(sp.csr_array(acts), np.arange(6))
+    rows = rows_of_gram(gram)
+    np.testing.assert_allclose(rows @ rows.T, gram, rtol=0, atol=1e-12 * gram.max())
+    values = np.linalg.eigvalsh(rows.T @ rows)
+    assert (values > 1e-12 * values.max()).sum() == 5
+
+
+@pytest.mark.parametrize("value", [0.0, 0.7])
+@pytest.mark.parametrize("standardise", [False, True])
+def test_a_feature_that_is_constant_over_tokens_is_named(value, standardise):
+    acts = sparse_acts(100, 8, np.random.default_rng(0)).toarray()
+    acts[:, 6] = value
+    words = "features must vary over tokens, feature 6 is constant over all 100: leave it out"
+    with pytest.raises(DegenerateError, match=words):
+        activation_gram(sp.csr_array(acts), np.array([2, 6, 1]), standardise=standardise)
+    assert activation_gram(sp.csr_array(acts), np.array([2, 1])).shape == (2, 2)
+
+
+@pytest.mark.parametrize("feature", [-1, 8])
+def test_a_feature_that_is_no_column_is_named(feature):
+    acts = sparse_acts(100, 8, np.random.default_rng(0))
+    words = f"features must be columns of acts, 0 to 7, got {feature}"
+    with pytest.raises(ShapeError, match=words):
+        activation_gram(acts, np.array([2, feature]))
+
+
+def test_without_tokens_or_with_values_that_are_not_finite_there_are_no_inner_products():
+    with pytest.raises(ShapeError, match="there must be at least one token to sum over, got none"):
+        activation_gram(sp.csr_array((0, 4)), np.array([1]))
+    acts = sparse_acts(100, 8, np.random.default_rng(0))
+    acts.data[3] = np.nan
+    with pytest.raises(ActivationError, match="activations must be finite"):
+        activation_gram(acts, np.arange(8))
+
+
+@pytest.mark.parametrize(
+    ("gram", "words"),
+    [
+        (
+            [[1, 2], [2, 1]],
+            "gram must be positive semi-definite, got the eigenvalue -1 (the largest is 3): "
+            "no rows have such inner products",
+        ),
+        ([[0, 0], [0, 0]], "gram must have a positive eigenvalue, the largest of 2 is 0"),
+        ([[1, 0.5], [0.4, 1]], "gram must be symmetric, got entries that differ by 0.1"),
+        ([[1, np.nan], [np.nan, 1]], "gram must be finite, got a value that is not"),
+    ],
+)
+def test_what_is_no_gram_matrix_is_refused(gram, words):
+    with pytest.raises(DegenerateError, match=re.escape(words)):
+        rows_of_gram(np.array(gram, dtype=float))

@@ -1,4 +1,4 @@
-"""Canonical correlations of principal components: pc1, svcca, svcca_r2.
+"""Canonical correlations of principal components: pc1, svcca, svcca_r2, pwcca.
 
 The K matched pairs are the samples. Each side keeps its leading principal components; the canonical
 correlations between the two K x k bases are the singular values of their product. A shuffle leaves
@@ -16,7 +16,7 @@ from saelign.errors import DegenerateError
 from saelign.nulls.moments import trace_moments
 from saelign.similarity.partners import Partners
 
-Summary = Literal["mean", "mean_square"]
+Summary = Literal["mean", "mean_square", "projection_weighted"]
 
 
 def default_n_components(n_pairs: int, d_x: int, d_y: int) -> int:
@@ -36,6 +36,11 @@ class Components:
 
     basis: Float64[np.ndarray, "row k"]
     directions: Float64[np.ndarray, "d k"]
+
+    @property
+    def loadings(self) -> Float64[np.ndarray, "k d"]:
+        """What each column has of each component: `basis.T @ (rows - mean)`, rows once each."""
+        return (self.directions / (self.directions**2).sum(axis=0)).T
 
 
 def leading_components(
@@ -130,12 +135,25 @@ def check_surplus(k1: int, k2: int, n_pairs: int) -> None:
         )
 
 
+def projection_weighted(
+    overlap: Float64[np.ndarray, "k1 k2"], loadings: Float64[np.ndarray, "k1 d_x"]
+) -> float:
+    """Mean of the canonical correlations, weighted by what X's columns have of each direction."""
+    left, r, _ = np.linalg.svd(overlap, full_matrices=False)
+    weights = np.abs(left.T @ loadings).sum(axis=1)
+    return float(weights @ np.minimum(r, 1.0) / weights.sum())
+
+
 def summarise(
-    overlaps: Float64[np.ndarray, "shuffle k1 k2"], summary: Summary
+    overlaps: Float64[np.ndarray, "shuffle k1 k2"],
+    summary: Summary,
+    loadings: Float64[np.ndarray, "k1 d_x"],
 ) -> Float64[np.ndarray, "shuffle"]:
-    """The mean, or mean square, of the canonical correlations that each product of bases holds."""
+    """One number for the canonical correlations that each product of bases holds."""
     if summary == "mean_square":
         return (overlaps**2).sum(axis=(1, 2)) / min(overlaps.shape[1:])
+    if summary == "projection_weighted":
+        return np.array([projection_weighted(overlap, loadings) for overlap in overlaps])
     if overlaps.shape[1:] == (1, 1):
         return np.minimum(np.abs(overlaps[:, 0, 0]), 1.0)
     return np.minimum(np.linalg.svd(overlaps, compute_uv=False), 1.0).mean(axis=1)
@@ -160,19 +178,19 @@ class CanonicalComparison:
     def score(self) -> float:
         """The measure on the rows as they are matched."""
         overlap = self.x.basis.T @ self.y.basis[self.partners.held]
-        return float(summarise(overlap[None], self.summary)[0])
+        return float(summarise(overlap[None], self.summary, self.x.loadings)[0])
 
     def shuffled(
         self, permutations: Int[np.ndarray, "shuffle partner"]
     ) -> Float64[np.ndarray, "shuffle"]:
         """The measure after each relabelling of the partners."""
-        sums = self.partners.group_sums(self.x.basis)
+        sums, loadings = self.partners.group_sums(self.x.basis), self.x.loadings
         if self.partners.is_one_to_one:
             if self.components == (1, 1):
                 overlaps = (self.y.basis[:, 0][permutations] @ sums[:, 0])[:, None, None]
             else:
                 overlaps = np.stack([sums.T @ self.y.basis[s] for s in permutations])
-            return summarise(overlaps, self.summary)
+            return summarise(overlaps, self.summary, loadings)
         # With repeated partners Y itself changes, and its components with it.
         rows, counts = self.partners.rows, self.partners.counts
         scores = []
@@ -180,7 +198,7 @@ class CanonicalComparison:
             y = leading_components(
                 rows[s], counts, n_components=self.n_components, variance=self.variance
             )
-            scores.append(summarise((sums.T @ y.basis)[None], self.summary))
+            scores.append(summarise((sums.T @ y.basis)[None], self.summary, loadings))
         return np.concatenate(scores)
 
     def exact_moments(self) -> tuple[float, float] | None:
@@ -243,14 +261,14 @@ def compare_pc1(x: Float64[np.ndarray, "pair d_x"], partners: Partners) -> Canon
     return compare_canonically(x, partners, summary="mean", n_components=1)
 
 
-def canonical_correlations(
+def leading_bases(
     x: Float64[np.ndarray, "pair d_x"],
     y: Float64[np.ndarray, "pair d_y"],
     *,
     n_components: int | None = None,
     variance: float | None = None,
-) -> Float64[np.ndarray, "k"]:
-    """Canonical correlations of the leading components, by the definition: two SVDs.
+) -> tuple[Float64[np.ndarray, "pair k1"], Float64[np.ndarray, "pair k2"]]:
+    """Both sides' leading components by the definition, an SVD of the centred rows; orthonormal.
 
     Args:
         x: Matched rows of A.
@@ -260,8 +278,6 @@ def canonical_correlations(
 
     Raises:
         DegenerateError: As `compare_canonically`.
-
-    Source: Raghu et al. (2017), "SVCCA".
     """
     check_choice(n_components, variance)
     if n_components is None and variance is None:
@@ -274,7 +290,22 @@ def canonical_correlations(
         check_rank(k, rank, rows, len(x))
         bases.append(u[:, :k])
     check_surplus(bases[0].shape[1], bases[1].shape[1], len(x))
-    return np.minimum(np.linalg.svd(bases[0].T @ bases[1], compute_uv=False), 1.0)
+    return bases[0], bases[1]
+
+
+def canonical_correlations(
+    x: Float64[np.ndarray, "pair d_x"],
+    y: Float64[np.ndarray, "pair d_y"],
+    *,
+    n_components: int | None = None,
+    variance: float | None = None,
+) -> Float64[np.ndarray, "k"]:
+    """Canonical correlations of the leading components; arguments as `leading_bases`.
+
+    Source: Raghu et al. (2017), "SVCCA".
+    """
+    u, w = leading_bases(x, y, n_components=n_components, variance=variance)
+    return np.minimum(np.linalg.svd(u.T @ w, compute_uv=False), 1.0)
 
 
 def pc1(x: Float[np.ndarray, "pair d_x"], y: Float[np.ndarray, "pair d_y"]) -> float:
@@ -320,3 +351,29 @@ def svcca_r2(
     """
     r = canonical_correlations(x, y, n_components=n_components, variance=variance)
     return float((r**2).mean())
+
+
+def pwcca(
+    x: Float[np.ndarray, "pair d_x"],
+    y: Float[np.ndarray, "pair d_y"],
+    *,
+    n_components: int | None = None,
+    variance: float | None = None,
+) -> float:
+    """Projection-weighted mean canonical correlation of the leading components, in [0, 1].
+
+    A direction counts for what X's columns have of it: with h_i its canonical variate and x_j the
+    centred columns of X, all of them, the weight of correlation i is sum over j of abs(<h_i, x_j>).
+    So the score is not symmetric, and since columns are coordinates it changes when X is rotated.
+    The paper keeps every component; here they are those of `svcca`, refused where it refuses. X
+    gives the weights; `score` takes A for X, or B where features of A alone repeat (one_to_many).
+    Between correlations that are equal exactly the weights are not defined, nor is their split.
+
+    Source: Morcos et al. (2018), "Insights on representational similarity in neural networks with
+    canonical correlation".
+    """
+    u, w = leading_bases(x, y, n_components=n_components, variance=variance)
+    left, r, _ = np.linalg.svd(u.T @ w, full_matrices=False)
+    variates = u @ left
+    weights = np.abs(variates.T @ (x - x.mean(axis=0))).sum(axis=1)
+    return float(weights @ np.minimum(r, 1.0) / weights.sum())

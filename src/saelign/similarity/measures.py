@@ -12,10 +12,13 @@ from saelign.similarity.canonical import (
     compare_canonically,
     compare_pc1,
     pc1,
+    pwcca,
     svcca,
     svcca_r2,
 )
 from saelign.similarity.cka import cka, compare_cka
+from saelign.similarity.neighbours import check_k, compare_neighbours, mutual_knn
+from saelign.similarity.procrustes import compare_procrustes, procrustes
 from saelign.similarity.rsa import check_options, compare_rsa, rsa
 
 Invariance = Literal["rotation", "scale", "shift", "row_scale"]
@@ -58,6 +61,7 @@ class Measure:
         check: Raises what is wrong with values of its options, before there is any data.
         invariances: Changes to either side that leave the score as it is; the tests check each.
         source: The paper that defines it.
+        invariances_y: Further changes that do when they are made to Y alone.
     """
 
     compute: Callable[..., float]
@@ -66,6 +70,7 @@ class Measure:
     check: Callable[..., None]
     invariances: frozenset[Invariance]
     source: str
+    invariances_y: frozenset[Invariance] = frozenset()
 
 
 SVCCA_OPTIONS = frozenset({"n_components", "variance"})
@@ -100,6 +105,18 @@ MEASURES: dict[str, Measure] = {
         invariances=AFFINE,
         source="Raghu et al. (2017), SVCCA; moments Kazi-Aoual et al. (1995)",
     ),
+    "pwcca": Measure(
+        compute=pwcca,
+        compare=lambda x, partners, **options: compare_canonically(
+            x, partners, summary="projection_weighted", **options
+        ),
+        options=SVCCA_OPTIONS,
+        check=check_choice,
+        invariances=frozenset({"scale", "shift"}),
+        source="Morcos et al. (2018), Insights on representational similarity in neural networks "
+        "with canonical correlation",
+        invariances_y=frozenset({"rotation"}),
+    ),
     "rsa": Measure(
         compute=rsa,
         compare=compare_rsa,
@@ -115,6 +132,22 @@ MEASURES: dict[str, Measure] = {
         check=lambda: None,
         invariances=AFFINE,
         source="Kornblith et al. (2019), Similarity of Neural Network Representations Revisited",
+    ),
+    "procrustes": Measure(
+        compute=procrustes,
+        compare=compare_procrustes,
+        options=frozenset(),
+        check=lambda: None,
+        invariances=AFFINE,
+        source="Schönemann (1966), A generalized solution of the orthogonal Procrustes problem",
+    ),
+    "mutual_knn": Measure(
+        compute=mutual_knn,
+        compare=compare_neighbours,
+        options=frozenset({"k"}),
+        check=check_k,
+        invariances=frozenset({"rotation", "scale", "row_scale"}),
+        source="Huh et al. (2024), The Platonic Representation Hypothesis",
     ),
 }
 """Every measure by name. `rsa` is claimed for its default, the cosine inner similarity."""

@@ -25,6 +25,25 @@ def check_options(inner: object = "cosine", outer: object = "spearman") -> None:
         raise UnknownNameError.of("outer similarity of rsa", outer, get_args(Outer))
 
 
+def unit_rows(rows: Float64[np.ndarray, "row d"], inner: Inner) -> Float64[np.ndarray, "row d"]:
+    """Rows scaled to length 1; under `pearson` each row's mean over coordinates goes first.
+
+    Raises:
+        DegenerateError: A row has no direction (all zero, or constant under `pearson`).
+    """
+    given = np.linalg.norm(rows, axis=1, keepdims=True)
+    if inner == "pearson":
+        rows = rows - rows.mean(axis=1, keepdims=True)
+    norms = np.linalg.norm(rows, axis=1, keepdims=True)
+    undirected = norms <= ROUNDING * given  # the mean of a constant row is not quite the row
+    if undirected.any():
+        raise DegenerateError(
+            f"every row must have a direction under {inner}, row "
+            f"{int(undirected.argmax())} has none"
+        )
+    return rows / norms
+
+
 def similarity_matrix(
     rows: Float64[np.ndarray, "row d"], inner: Inner
 ) -> Float64[np.ndarray, "row row"]:
@@ -45,17 +64,7 @@ def similarity_matrix(
         alike = -np.sqrt(np.maximum(distances, 0))
         self_similarity = 0.0
     else:
-        given = np.linalg.norm(rows, axis=1, keepdims=True)
-        if inner == "pearson":
-            rows = rows - rows.mean(axis=1, keepdims=True)
-        norms = np.linalg.norm(rows, axis=1, keepdims=True)
-        undirected = norms <= ROUNDING * given  # the mean of a constant row is not quite the row
-        if undirected.any():
-            raise DegenerateError(
-                f"every row must have a direction under {inner}, row "
-                f"{int(undirected.argmax())} has none"
-            )
-        unit = rows / norms
+        unit = unit_rows(rows, inner)
         alike = unit @ unit.T
         self_similarity = 1.0
     alike = (alike + alike.T) / 2
