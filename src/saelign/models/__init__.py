@@ -1,4 +1,4 @@
-"""A model and a layer -> the residual stream there, one batch at a time."""
+"""A model, trained or not, and a layer -> the residual stream there, one batch at a time."""
 
 from saelign.models.loading import (
     DTYPES,
@@ -10,6 +10,11 @@ from saelign.models.loading import (
     n_layers,
 )
 from saelign.models.streams import find_blocks, residual_streams
+from saelign.models.untrained import (
+    untrained_fingerprint,
+    untrained_model,
+    weights_sha256,
+)
 
 __all__ = [
     "DTYPES",
@@ -21,4 +26,7 @@ __all__ = [
     "model_fingerprint",
     "n_layers",
     "residual_streams",
+    "untrained_fingerprint",
+    "untrained_model",
+    "weights_sha256",
 ]

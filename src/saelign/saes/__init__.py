@@ -1,6 +1,19 @@
-"""Sparse autoencoders, whatever format they were saved in."""
+"""Sparse autoencoders: of whatever format they were saved in, trained here, or drawn at random."""
 
 from saelign.saes.loading import SaeInfo, inspect_sae, load_sae
 from saelign.saes.sae import SAE, decode, encode, reconstruct
+from saelign.saes.training import TrainingReport, random_sae, save_sae, train_sae
 
-__all__ = ["SAE", "SaeInfo", "decode", "encode", "inspect_sae", "load_sae", "reconstruct"]
+__all__ = [
+    "SAE",
+    "SaeInfo",
+    "TrainingReport",
+    "decode",
+    "encode",
+    "inspect_sae",
+    "load_sae",
+    "random_sae",
+    "reconstruct",
+    "save_sae",
+    "train_sae",
+]
