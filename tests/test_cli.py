@@ -24,16 +24,17 @@ from safetensors.torch import save_file
 
 import saelign.pipeline
 import saelign.plan
-from conftest import lossless_sae, tiny_model, tiny_tokenizer
+from conftest import D_MODEL, lossless_sae, tiny_model, tiny_tokenizer
 from saelign.cli import main
 from saelign.demo import FOLDER, demo_study
 from saelign.errors import MissingFileError
-from saelign.results import open_run
+from saelign.results import FORMAT, open_run
 from saelign.saes import SAE
+from saelign.similarity import MEASURES
 from saelign.text import Tokenizer
 from test_results import made_run
 
-COMMANDS = ("run", "check", "show", "demo")
+COMMANDS = ("run", "check", "show", "demo", "doctor")
 PROGRESS = re.compile(r"\[ *\d+\.\d s\] [A-Za-z ()]+: [\d,]+ of [\d,]+")
 SCRIPT = Path(sys.executable).with_name("saelign")
 
@@ -473,12 +474,14 @@ class Bad:
         study: What is other in the study.
         files: What is other in the folder; may give names to format the message with.
         command: What is typed, if it is not `run study.yaml`.
+        code: The exit code.
     """
 
     says: str
     study: Mapping[str, Any] | None = None
     files: Callable[[Path], dict[str, Any] | Any] | None = None
     command: tuple[str, ...] = ("run", "{here}/study.yaml")
+    code: int = 1
 
 
 def flip(path: Path) -> Path:
@@ -502,6 +505,18 @@ def damaged_manifest(here: Path) -> dict[str, Path]:
     return {"file": path}
 
 
+def manifest_without_entries(here: Path) -> dict[str, Path]:
+    path = stored(here, "manifest.json")
+    path.write_text('{"format_version": 1}')
+    return {"file": path}
+
+
+def missing_shard(here: Path) -> dict[str, Path]:
+    path = stored(here, "shard-*")
+    path.unlink()
+    return {"file": path}
+
+
 def newer_manifest(here: Path) -> dict[str, Path]:
     path = stored(here, "manifest.json")
     path.write_text(json.dumps({**json.loads(path.read_text()), "format_version": 2}))
@@ -518,6 +533,32 @@ def file_at(name: str, content: str = "in the way") -> Callable[[Path], Any]:
 
 def sae_at_layer_1(sae: SAE, **metadata: str) -> Callable[[Path], Any]:
     return lambda here: write_sae(here / "sae" / "1.safetensors", sae, **metadata)
+
+
+def sae_of_layer_0(here: Path) -> None:
+    """At layer 1 an SAE that keeps what varies most at layer 0, and its mean."""
+    model = tiny_model("gpt_neox", 0)
+    ids = torch.randint(2, 12, (50, 16), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        stream = model(ids, output_hidden_states=True).hidden_states[1].reshape(-1, D_MODEL)
+    mean = stream.mean(dim=0)
+    _, _, axes = torch.linalg.svd(stream - mean, full_matrices=False)
+    both = torch.cat([axes[:8], -axes[:8]]).contiguous()
+    sae = lossless_sae(W_enc=both.T.contiguous(), W_dec=both, b_enc=-both @ mean, b_dec=mean)
+    write_sae(here / "sae" / "1.safetensors", sae)
+
+
+def embedding_of_a(value: float) -> Callable[[Path], Any]:
+    """Gives model A a broken weight, of the letter that each context of a new text begins with."""
+
+    def write(here: Path) -> None:
+        model = tiny_model("gpt_neox", 0)
+        with torch.no_grad():
+            model.get_input_embeddings().weight[2, 3] = value
+        model.save_pretrained(here / "A")
+        (here / "text.txt").write_text("abcdefghij .abc" * 200)
+
+    return write
 
 
 def tokenizer_of_b(words: str) -> Callable[[Path], Any]:
@@ -552,6 +593,32 @@ BAD = {
         ),
         says="an SAE must have live features, none of the 32 of {here}/sae/1.safetensors is active "
         "on 2,000 tokens at layer 1: is it an SAE of this model?",
+    ),
+    "an SAE that says nothing and is of another layer": Bad(
+        files=sae_of_layer_0,
+        says="an SAE must explain its own layer best, {here}/sae/1.safetensors explains … at layer "
+        "1 and … at layer 0: layer 0 fits best (…), read it there",
+    ),
+    "an SAE that fits no layer": Bad(
+        files=sae_at_layer_1(lossless_sae(W_dec=torch.cat([-torch.eye(16), torch.eye(16)]))),
+        says="an SAE must explain at least 0.3 of the variance of its layer, "
+        "{here}/sae/1.safetensors explains -… at layer 1: no layer of this model fits, is it an "
+        "SAE of this model and of the residual stream?",
+    ),
+    "an SAE with weights that are NaN": Bad(
+        files=sae_at_layer_1(lossless_sae(b_dec=torch.full((16,), torch.nan))),
+        says="weights must be finite, b_dec of {here}/sae/1.safetensors holds NaN or infinite "
+        "values",
+    ),
+    "activations that are NaN": Bad(
+        files=embedding_of_a(torch.nan),
+        says="residual streams must be finite, layer 0 is not at context 0, position 1 (token id "
+        "2): run the model in float32 or bfloat16, or check its weights",
+    ),
+    "activations that are infinite": Bad(
+        files=embedding_of_a(torch.inf),
+        says="residual streams must be finite, layer 0 is not at context 0, position 1 (token id "
+        "2): run the model in float32 or bfloat16, or check its weights",
     ),
     "a missing SAE": Bad(
         study={"model_a": {"saes": "sae/layer_{layer}.safetensors"}},
@@ -609,6 +676,16 @@ BAD = {
         says="{here}/text.txt must be a folder that can be written, it is not: Not a directory; "
         "choose another with output.store or $SAELIGN_STORE",
     ),
+    "a disk that refuses the run's folder": Bad(
+        command=("run", "{here}/study.yaml", "--out", "/proc/saelign"),
+        says="/proc/saelign must be a folder that can be written, it is not: …; choose another "
+        "with --out or output.folder",
+    ),
+    "a disk that refuses the store": Bad(
+        study={"output": {"store": "/proc/saelign"}},
+        says="/proc/saelign must be a folder that can be written, it is not: …; choose another "
+        "with output.store or $SAELIGN_STORE",
+    ),
     "a run's folder that holds other files": Bad(
         files=file_at("new/thesis.tex"),
         says="the run's folder must be empty or hold an earlier run of this study, {here}/new "
@@ -634,6 +711,16 @@ BAD = {
         says="stored activations must be as they were written, {file} is not a manifest: delete "
         "the folder {file.parent} and run again",
     ),
+    "a manifest that lacks its entries": Bad(
+        files=manifest_without_entries,
+        says="stored activations must be as they were written, {file} lacks or garbles an entry "
+        "('d_sae'): delete the folder {file.parent} and run again",
+    ),
+    "a missing shard": Bad(
+        files=missing_shard,
+        says="stored activations must be as they were written, {file} is not there, though the "
+        "manifest lists it: delete the folder {file.parent} and run again",
+    ),
     "a manifest of a newer format": Bad(
         files=newer_manifest,
         says="{file} has format 2, this saelign reads up to 1: update saelign, or delete the "
@@ -645,8 +732,8 @@ BAD = {
     ),
     "an unknown measure": Bad(
         study={"measures": ["rsa", "ckaa"]},
-        says="unknown measure 'ckaa' (did you mean 'cka'?), expected one of: cka, pc1, rsa, svcca, "
-        "svcca_r2",
+        says="unknown measure 'ckaa' (did you mean 'cka'?), expected one of: "
+        + ", ".join(sorted(MEASURES)),
     ),
     "an unknown key": Bad(
         study={"text": {"token": 3000}},
@@ -677,8 +764,9 @@ BAD = {
     ),
     "a run of a newer format": Bad(
         command=SHOW,
-        files=lambda here: (here / "old" / "run.json").write_text('{"format": 2}'),
-        says="this version reads runs of format 1, {here}/old/run.json has 2: upgrade saelign",
+        files=lambda here: (here / "old" / "run.json").write_text(f'{{"format": {FORMAT + 1}}}'),
+        says=f"this version reads runs of format {FORMAT}, {{here}}/old/run.json has {FORMAT + 1}: "
+        "upgrade saelign",
     ),
     "a run that was not finished": Bad(
         command=SHOW,
@@ -690,6 +778,12 @@ BAD = {
         files=lambda here: (here / "old" / "scores.parquet").write_text("PAR1"),
         says="{here}/old/scores.parquet must be what saelign wrote, it is damaged: run the study "
         "again",
+    ),
+    "missing scores": Bad(
+        command=SHOW,
+        files=lambda here: (here / "old" / "scores.parquet").unlink(),
+        says="a run must hold scores.parquet, {here}/old/scores.parquet is not there: run the "
+        "study again",
     ),
     "no run at all": Bad(
         command=("show", "{here}/results"),
@@ -720,7 +814,7 @@ def test_bad_input_ends_with_one_line_that_says_what_to_do(
     assert all(PROGRESS.fullmatch(line) for line in progress), told.err
     expected = bad.says.format(here=here, **(names if isinstance(names, dict) else {}))
     assert re.fullmatch(re.escape(f"saelign: {expected}").replace("…", ".+"), message), message
-    assert (told.code, told.out) == (1, "")
+    assert (told.code, told.out) == (bad.code, "")
 
 
 @pytest.mark.parametrize("what", ["a damaged shard", "a damaged manifest", "an empty text"])

@@ -17,18 +17,21 @@ EPILOGS = {
     "check": "example:\n  saelign check study.yaml",
     "show": "example:\n  saelign show results --matching one_to_one",
     "demo": "examples:\n  saelign demo\n  saelign demo --text book.txt --out book-demo",
+    "doctor": "example:\n  saelign doctor",
 }
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; gives the exit code: 0 done, 1 a clear error, 2 wrong usage.
 
+    `doctor` gives 1 as well, after what it found, where no study can run.
+
     Args:
         arguments: Without the program's name; those of the process if None.
     """
     options = parser().parse_args(arguments)
     try:
-        options.call(options)
+        code: int | None = options.call(options)
         sys.stdout.flush()
     except BrokenPipeError:  # whoever reads stdout (head, a pager) has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -39,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("saelign: stopped; start it again, it goes on where it stopped", file=sys.stderr)
         return 130
-    return 0
+    return code or 0
 
 
 def parser() -> argparse.ArgumentParser:
@@ -53,7 +56,7 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--version", action="version", version=version())
     commands = top.add_subparsers(metavar="COMMAND", required=True)
 
-    def command(name: str, call: Callable[[Any], None], told: str) -> argparse.ArgumentParser:
+    def command(name: str, call: Callable[[Any], int | None], told: str) -> argparse.ArgumentParser:
         sub = commands.add_parser(
             name,
             help=told,
@@ -84,6 +87,8 @@ def parser() -> argparse.ArgumentParser:
     )
     sub.add_argument("--out", metavar="DIR", default="saelign-demo", help="where results go")
     sub.add_argument("--text", metavar="FILE", help="read this text instead of the one that ships")
+
+    command("doctor", doctor_command, "tell what this machine can run and what it lacks")
     return top
 
 
@@ -131,6 +136,23 @@ def check_command(options: argparse.Namespace) -> None:
         return
     for key, value in {**summary, "verdict": "this study can run"}.items():
         print(f"{key.replace('_', ' '):>8}: {in_words(value)}")
+
+
+def doctor_command(options: argparse.Namespace) -> int:
+    """`saelign doctor`; 1 where no study can run."""
+    from saelign.doctor import diagnose, diagnosis
+
+    found = diagnose()
+    # JSON asks for no other package: it is what an installation without rich can print.
+    if options.json or not found["packages"].get("rich", {}).get("version"):
+        print(json.dumps(found, indent=2))
+    else:
+        from rich.console import Console
+
+        console = Console(soft_wrap=True, highlight=False)
+        for part in diagnosis(found):
+            console.print(part)
+    return 0 if found["ready"] else EXIT_ERROR
 
 
 def in_words(value: Any) -> str:
