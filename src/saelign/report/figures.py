@@ -1,28 +1,37 @@
-"""Heat maps, layer by layer, each with the numbers that it shows as CSV."""
+"""What the figures of a run show: grids, layer by layer, and what is said of features."""
 
-import itertools
-import re
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
-import matplotlib as mpl
-import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.colors import LogNorm, Normalize
-from matplotlib.figure import Figure
-from matplotlib.image import AxesImage
-from matplotlib.patches import Rectangle
 
 from saelign.nulls import SIGNIFICANCE
-from saelign.results import Run, strictest, written
-
-SCORE_COLOURS = "cividis"  # even in lightness, and made for colour-blind readers
-P_COLOURS = "cividis_r"
-MAX_ANNOTATED = 14
-"""Grids with more layers than this on a side show colours without numbers, and name few layers."""
+from saelign.report.panels import (
+    P_COLOURS,
+    Bars,
+    Panel,
+    Sheet,
+    common_norm,
+    p_norm,
+    shown,
+    write_sheet,
+)
+from saelign.report.selection import (
+    CEILINGS,
+    CORRELATIONS,
+    DIFFERENCE,
+    KEPT_CORRELATIONS,
+    ON_GRID,
+    UNTRAINED,
+    grid_of,
+    of_own_metric,
+    over_runs,
+    there,
+    with_differences,
+)
+from saelign.results import TRAINED, Run, strictest
+from saelign.verdicts import MIN_DOCUMENTS, VERDICTS, verdict_shares
 
 NAMES = {
     "one_to_one": "one-to-one",
@@ -30,84 +39,64 @@ NAMES = {
     "one_to_many": "one-to-many",
     "rate_matched": "rate-matched null",
     "shuffle": "shuffle null",
+    "trained": "trained",
+    "untrained": "untrained",
+    "document_shift": "document shift",
+    DIFFERENCE: "trained - untrained",
+    "seed_a": "A with itself",
+    "seed_b": "B with itself",
 }
+AXES = {
+    TRAINED: ("layer of A", "layer of B"),
+    "seed_a": ("layer of A", "layer of A, other SAEs"),
+    "seed_b": ("layer of B", "layer of B, other SAEs"),
+}
+"""What the rows and columns of a comparison's grid are; of any other, those of the first."""
 
+README_WIDTH, PAGE_WIDTH = 9.0, 13.0
+"""Inches: where numbers of 6 points can still be read 900 pixels wide, and on a screen."""
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Panel:
-    """One heat map of a figure.
-
-    Attributes:
-        title: What it shows.
-        grid: layer_a x layer_b.
-        norm: How values become colours.
-        colours: Name of the colour map.
-        hatched: Cells to hatch, as a grid of Booleans; none if None.
-    """
-
-    title: str
-    grid: pd.DataFrame
-    norm: Normalize
-    colours: str = SCORE_COLOURS
-    hatched: pd.DataFrame | None = None
+VERDICT_COLOURS = {
+    "shared": "#0072B2",
+    "one_sided": "#8FCBEE",
+    "only": "#D55E00",
+    "unclear": "#D9D9D9",
+}
+"""Told apart by colour-blind readers (Okabe and Ito, the second and last of them lighter)."""
+VERDICTS_TOLD = {
+    "shared": "shared: each is the other's best, above chance",
+    "one_sided": "one-sided: has a partner above chance, which has a better one",
+    "only": "only: no partner above chance at any compared layer",
+    "unclear": f"unclear: in fewer than {MIN_DOCUMENTS} documents, or too rare to be paired",
+}
+AGAINST = {
+    (TRAINED, "other"): "trained",
+    (UNTRAINED, "other"): "untrained",
+    (TRAINED, "decoy"): "decoy: itself, other SAEs",
+}
+"""Whose features, held against what: columns of the figure of verdicts."""
 
 
 def write_figures(run: Run, *, progress: Callable[[int, int], None]) -> list[Path]:
     """Write every figure of a run as SVG and PNG, with a CSV of what it shows.
 
-    For each matching: the mean correlation before and after filtering; each measure beside each of
-    its nulls; and an overview of all measures.
+    For each matching: the correlations of all pairs and of the kept ones, beside their controls;
+    each measure beside each of its nulls, and beside its controls; an overview of all measures. At
+    the end what is said of each feature. Of several runs the means are shown.
 
     Returns:
-        The PNG files.
+        The PNG files, the correlations of the first matching first.
     """
-    scores = run.scores
-    seeds = run.info["seeds"]
-    jobs: list[tuple[str, list[list[Panel]], pd.DataFrame, str]] = []
-    for index, seed in enumerate(seeds):
-        suffix, told = (f"_run{index}", f", seed {seed}") if len(seeds) > 1 else ("", "")
-        cells = run.cells[run.cells["run"] == index]
-        of_run = scores[scores["run"] == index]
-        for matching, group in cells.groupby("matching", sort=False):
-            name = str(matching)
-            jobs.append(
-                (
-                    f"mean_correlation_{name}{suffix}",
-                    [correlation_panels(group)],
-                    group,
-                    f"Mean correlation of matched features, {NAMES[name]}{told}",
-                )
-            )
-        for (matching, measure), group in of_run.groupby(["matching", "measure"], sort=False):
-            name = str(matching)
-            jobs.append(
-                (
-                    f"{file_name(str(measure))}_{name}{suffix}",
-                    measure_panels(group, str(measure)),
-                    group,
-                    f"{measure}, {NAMES[name]}{told}",
-                )
-            )
-        for matching, group in of_run.groupby("matching", sort=False):
-            null = strictest(group["null"].unique())
-            of_null = group[group["null"] == null]
-            jobs.append(
-                (
-                    f"overview_{matching}{suffix}",
-                    overview_panels(of_null),
-                    of_null,
-                    f"Shared features, {NAMES[str(matching)]}, {NAMES[null]}{told}",
-                )
-            )
+    sheets = [*correlation_sheets(run), *measure_sheets(run), *overview_sheets(run)]
+    sheets += verdict_sheets(run)
     models = run.info["models"]
     names = {side: short_name(models[side.lower()]["name"]) for side in ("A", "B")}
     about = ", ".join(f"{side}: {name}" for side, name in names.items() if name != side)
     drawn = []
-    for done, (name, rows, table, title) in enumerate(jobs):
-        progress(done, len(jobs))
-        path = run.folder / "figures" / name
-        drawn.append(write_figure(path, rows, table, f"{title}\n{about}".rstrip()))
-    progress(len(jobs), len(jobs))
+    for done, sheet in enumerate(sheets):
+        progress(done, len(sheets))
+        drawn.append(write_sheet(run.folder / "figures", sheet, about))
+    progress(len(sheets), len(sheets))
     return drawn
 
 
@@ -121,46 +110,182 @@ def file_name(measure: str) -> str:
     return "".join(c if c.isalnum() or c in "._-" else "_" for c in measure).strip("_")
 
 
-def grid_of(table: pd.DataFrame, value: str) -> pd.DataFrame:
-    """A column as layer_a x layer_b."""
-    return table.pivot(index="layer_a", columns="layer_b", values=value).astype(float)
+def of_runs(run: Run) -> str:
+    """What a title says of several runs."""
+    n_runs = len(run.info["seeds"])
+    return f", mean of {n_runs} runs" if n_runs > 1 else ""
 
 
-def common_norm(*grids: pd.DataFrame) -> Normalize:
-    """One colour range over all that is compared, 0 within it; [0, 1] if there is nothing else."""
-    values = np.concatenate([g.to_numpy().ravel() for g in grids])
-    values = values[np.isfinite(values)]
-    least, most = float(values.min(initial=0)), float(values.max(initial=0))
-    return Normalize(least, most if most > least else 1.0)
+# Correlations ------------------------------------------------------------------------------------
 
 
-def p_norm(n_permutations: int) -> LogNorm:
-    """Colours of p-values, from the floor of so many shuffles to 1."""
-    return LogNorm(1 / (1 + max(n_permutations, 99)), 1, clip=True)
+def correlation_sheets(run: Run) -> list[Sheet]:
+    """For each matching the correlations of all pairs, and those of the kept ones."""
+    cells = of_own_metric(run, run.cells)
+    kept = {**KEPT_CORRELATIONS, "n_kept": "number kept"}
+    sheets = []
+    for matching, group in cells.groupby("matching", sort=False):
+        of_what = f"matched features, {NAMES[str(matching)]}"
+        for name, values, pairs in (
+            ("correlation", CORRELATIONS, "all pairs"),
+            ("correlation_kept", kept, "kept pairs"),
+        ):
+            table = with_differences(over_runs(group, list(values)), list(values))
+            rows, row_names = correlation_rows(table, values)
+            sheets.append(
+                Sheet(
+                    name=f"{name}_{matching}",
+                    title=f"Correlation of {of_what}, {pairs}{of_runs(run)}\n"
+                    "numbers above panels: means over cells",
+                    rows=rows,
+                    table=table,
+                    row_names=row_names,
+                    width=README_WIDTH,
+                )
+            )
+    return sheets
 
 
-def correlation_panels(cells: pd.DataFrame) -> list[Panel]:
-    """Mean correlation of all pairs and of the kept ones, on one scale."""
-    before, after = grid_of(cells, "mean_correlation"), grid_of(cells, "mean_correlation_kept")
-    norm = common_norm(before, after)
-    kept = grid_of(cells, "n_kept")
-    return [
-        Panel(title="all pairs", grid=before, norm=norm),
-        Panel(title="kept pairs", grid=after, norm=norm),
-        Panel(title="number of kept pairs", grid=kept, norm=common_norm(kept)),
-    ]
+def correlation_rows(
+    cells: pd.DataFrame, values: Mapping[str, str]
+) -> tuple[list[list[Panel]], tuple[str, ...]]:
+    """A row for each correlation, its controls on its scale; without controls all in one row.
+
+    Args:
+        cells: Of one matching, with the differences to untrained models.
+        values: Columns, and what they are called.
+
+    Returns:
+        The rows, and what each is called.
+    """
+    if set(cells["control"]) == {TRAINED}:
+        grids = {value: grid_of(cells, value) for value in values}
+        norm = common_norm(*(grid for value, grid in grids.items() if not is_count(value)))
+        return [
+            [
+                told_mean(
+                    Panel(
+                        title=values[value],
+                        grid=grid,
+                        norm=common_norm(grid) if is_count(value) else norm,
+                    )
+                )
+                for value, grid in grids.items()
+            ]
+        ], ()
+    ceilings = there(cells, CEILINGS)[:1]
+    rows = [control_row(cells, value, ceilings=ceilings, told=True) for value in values]
+    return rows, tuple(values.values())
 
 
-def measure_panels(scores: pd.DataFrame, measure: str) -> list[list[Panel]]:
-    """A row a null: score, null mean and calibrated score on one scale, and p."""
+def is_count(value: str) -> bool:
+    """Whether a column counts, and so has no scale in common with correlations."""
+    return value.startswith("n_")
+
+
+def told_mean(panel: Panel) -> Panel:
+    """A heat map whose title also tells the mean of its cells; in two decimals."""
+    mean = float(pd.Series(panel.grid.to_numpy().ravel()).mean())
+    said = "none" if pd.isna(mean) else shown(mean, panel.norm, 2)
+    return replace(panel, title=f"{panel.title}: {said}", digits=2)
+
+
+def control_row(
+    table: pd.DataFrame, value: str, *, ceilings: list[str], told: bool = False
+) -> list[Panel]:
+    """A value of the trained models beside that of their controls, all on one scale.
+
+    Trained, untrained, documents shifted, how far trained is above untrained, and the same model
+    with itself; those of them that there are.
+
+    Args:
+        table: A row a cell and control, with the differences to untrained models. With a column
+            `q`, cells that do not beat chance are hatched.
+        value: Which column.
+        ceilings: Which comparisons of a model with itself.
+        told: Whether titles tell the mean of the cells.
+    """
+    rows = {c: table[table["control"] == c] for c in there(table, (*ON_GRID, *ceilings))}
+    grids = {control: grid_of(of_control, value) for control, of_control in rows.items()}
+    if f"{value}{DIFFERENCE}" in table.columns:
+        grids[DIFFERENCE] = grid_of(rows[TRAINED], f"{value}{DIFFERENCE}")
+    weak = {
+        control: ~(grid_of(of_control, "q") < SIGNIFICANCE)
+        for control, of_control in rows.items()
+        if "q" in table.columns
+    }
+    norm = common_norm(*grids.values())
+    row = []
+    for control in (*ON_GRID, DIFFERENCE, *CEILINGS):
+        if control in grids:
+            y_label, x_label = AXES.get(control, AXES[TRAINED])
+            panel = Panel(
+                title=NAMES[control],
+                grid=grids[control],
+                norm=norm,
+                hatched=weak.get(control),
+                y_label=y_label,
+                x_label=x_label,
+            )
+            row.append(told_mean(panel) if told else panel)
+    return row
+
+
+# Measures ----------------------------------------------------------------------------------------
+
+
+def measure_sheets(run: Run) -> list[Sheet]:
+    """For each matching and measure: beside its nulls, and, if there are any, beside controls."""
+    summary = of_own_metric(run, run.summary)
+    n_permutations = int(run.scores["n_permutations"].max())
+    null = strictest(summary["null"].unique())
+    sheets = []
+    for (matching, measure), group in summary.groupby(["matching", "measure"], sort=False):
+        name = f"{file_name(str(measure))}_{matching}"
+        title = f"{measure}, {NAMES[str(matching)]}"
+        trained = group[group["control"] == TRAINED]
+        sheets.append(
+            Sheet(
+                name=name,
+                title=f"{title}{of_runs(run)}",
+                rows=measure_panels(trained, str(measure), n_permutations),
+                table=trained,
+            )
+        )
+        if len(trained) < len(group):
+            of_null = group[group["null"] == null]
+            table = with_differences(of_null, ["score", "calibrated"])
+            ceilings = there(table, CEILINGS)
+            sheets.append(
+                Sheet(
+                    name=f"controls_{name}",
+                    title=f"{title}, controls, {NAMES[null]}{of_runs(run)}",
+                    rows=[
+                        control_row(table, value, ceilings=ceilings)
+                        for value in ("score", "calibrated")
+                    ],
+                    table=table,
+                    row_names=("score", "calibrated"),
+                    width=PAGE_WIDTH,
+                )
+            )
+    return sheets
+
+
+def measure_panels(summary: pd.DataFrame, measure: str, n_permutations: int) -> list[list[Panel]]:
+    """A row a null: score, null mean and calibrated score on one scale, and p.
+
+    Beside them, in the first row, the spread of the score over runs if there are several.
+    """
     grids = {
         (null, value): grid_of(group, value)
-        for null, group in scores.groupby("null", sort=False)
-        for value in ("score", "null_mean", "calibrated", "p", "q")
+        for null, group in summary.groupby("null", sort=False)
+        for value in ("score", "null_mean", "calibrated", "p", "q", "score_sd")
     }
-    norm = common_norm(*(g for (_, value), g in grids.items() if value not in ("p", "q")))
+    scored = ("score", "null_mean", "calibrated")
+    norm = common_norm(*(g for (_, value), g in grids.items() if value in scored))
     rows = []
-    for null in scores["null"].unique():
+    for null in summary["null"].unique():
         weak = ~(grids[null, "q"] < SIGNIFICANCE)
         rows.append(
             [
@@ -170,137 +295,111 @@ def measure_panels(scores: pd.DataFrame, measure: str) -> list[list[Panel]]:
                 Panel(
                     title=f"p, {NAMES[null]}",
                     grid=grids[null, "p"],
-                    norm=p_norm(int(scores["n_permutations"].max())),
+                    norm=p_norm(n_permutations),
                     colours=P_COLOURS,
                 ),
             ]
         )
+    if summary["n_runs"].max() > 1:
+        spread = grids[summary["null"].iloc[0], "score_sd"]
+        title = "standard deviation over runs"
+        rows[0].append(Panel(title=title, grid=spread, norm=common_norm(spread)))
     return rows
 
 
+def overview_sheets(run: Run) -> list[Sheet]:
+    """For each matching all measures, beside the strictest null."""
+    summary = of_own_metric(run, run.summary)
+    null = strictest(summary["null"].unique())
+    on_grid = summary[(summary["null"] == null) & summary["control"].isin(ON_GRID)]
+    sheets = []
+    for matching, group in on_grid.groupby("matching", sort=False):
+        table = with_differences(group, ["calibrated"])
+        table = table[table["control"] == TRAINED]
+        sheets.append(
+            Sheet(
+                name=f"overview_{matching}",
+                title=f"Shared features, {NAMES[str(matching)]}, {NAMES[null]}{of_runs(run)}",
+                rows=overview_panels(table),
+                table=table,
+            )
+        )
+    return sheets
+
+
 def overview_panels(scores: pd.DataFrame) -> list[list[Panel]]:
-    """A row a measure: score, null mean, calibrated score, on the measure's own scale."""
+    """A row a measure: score, null mean, calibrated score, on the measure's own scale.
+
+    On it too: how far the calibrated score is above that of untrained models, if there are any.
+    """
     rows = []
+    above = f"calibrated{DIFFERENCE}"
     for measure, group in scores.groupby("measure", sort=False):
-        grids = {v: grid_of(group, v) for v in ("score", "null_mean", "calibrated", "q")}
-        norm = common_norm(grids["score"], grids["null_mean"], grids["calibrated"])
-        weak = ~(grids["q"] < SIGNIFICANCE)
+        columns = {
+            "score": str(measure),
+            "null_mean": "chance",
+            "calibrated": "calibrated",
+            above: "calibrated, trained - untrained",
+        }
+        grids = {value: grid_of(group, value) for value in columns if value in group.columns}
+        norm = common_norm(*grids.values())
+        weak = ~(grid_of(group, "q") < SIGNIFICANCE)
         rows.append(
             [
-                Panel(title=str(measure), grid=grids["score"], norm=norm, hatched=weak),
-                Panel(title="chance", grid=grids["null_mean"], norm=norm),
-                Panel(title="calibrated", grid=grids["calibrated"], norm=norm, hatched=weak),
+                Panel(
+                    title=columns[value],
+                    grid=grid,
+                    norm=norm,
+                    hatched=weak if value in ("score", "calibrated") else None,
+                )
+                for value, grid in grids.items()
             ]
         )
     return rows
 
 
-LEFT, BAR, BOTTOM, TOP, LINE = 0.5, 0.68, 0.38, 0.24, 0.16
-"""Inches around a panel, of a colour bar with its numbers, and of a line of the title above all."""
+# Features ----------------------------------------------------------------------------------------
 
 
-def write_figure(path: Path, rows: list[list[Panel]], table: pd.DataFrame, title: str) -> Path:
-    """Write a figure of panels as SVG and PNG, and its table as CSV; gives the PNG's path.
-
-    Panels are placed by hand: all are of one size, and a layout engine takes as long as the rest.
-    Neighbours on one scale share a colour bar, to the right of the last of them.
-    """
-    n_a, n_b = rows[0][0].grid.shape
-    width = 0.36 * min(max(n_b, 4), MAX_ANNOTATED)
-    height = 0.30 * min(max(n_a, 3), MAX_ANNOTATED)
-    barred = [
-        [panel.norm is not after.norm for panel, after in itertools.pairwise(row)] + [True]
-        for row in rows
+def verdict_sheets(run: Run) -> list[Sheet]:
+    """Which share of each layer's features is shared or its model's own; none if not asked."""
+    verdicts = run.verdicts
+    if len(verdicts) == 0:
+        return []
+    shares = verdict_shares(verdicts)
+    by = ["control", "model", "against", "layer"]
+    if shares["run"].nunique() > 1:
+        shares = shares.groupby(by, sort=False).mean().drop(columns="run").reset_index()
+    return [
+        Sheet(
+            name="verdicts",
+            title=f"What is said of each feature, held against all compared layers{of_runs(run)}",
+            rows=verdict_rows(shares),
+            table=shares,
+            legend=tuple((VERDICT_COLOURS[v], VERDICTS_TOLD[v]) for v in VERDICTS),
+        )
     ]
-    total_width = max(len(bars) * (LEFT + width) + sum(bars) * BAR for bars in barred)
-    if any(panel.hatched is not None for row in rows for panel in row):
-        title += f"\nhatched: q ≥ {SIGNIFICANCE}, no better than chance after correction"
-    head = LINE * (2 + title.count("\n"))
-    total_height = len(rows) * (BOTTOM + height + TOP) + head
-    with mpl.rc_context({"font.size": 8, "svg.hashsalt": "saelign", "hatch.linewidth": 0.6}):
-        figure = Figure(figsize=(total_width, total_height))
-        FigureCanvasAgg(figure)
 
-        def axes_at(left: float, bottom: float, width: float, height: float) -> Axes:
-            return figure.add_axes(
-                (
-                    left / total_width,
-                    bottom / total_height,
-                    width / total_width,
-                    height / total_height,
+
+def verdict_rows(shares: pd.DataFrame) -> list[list[Bars]]:
+    """A row for A and one for B: the trained model, the untrained one, and the decoy."""
+    rows = []
+    for model in ("a", "b"):
+        of_model = shares[shares["model"] == model]
+        row = []
+        for (control, against), name in AGAINST.items():
+            found = of_model[
+                (of_model["control"] == control) & (of_model["against"] == against)
+            ].sort_values("layer")
+            if len(found):
+                row.append(
+                    Bars(
+                        title=f"{model.upper()}, {name}",
+                        shares=found.set_index("layer")[list(VERDICTS)],
+                        colours=tuple(VERDICT_COLOURS[v] for v in VERDICTS),
+                        y_label=f"layer of {model.upper()}",
+                    )
                 )
-            )
-
-        for i, row in enumerate(rows):
-            bottom = (len(rows) - 1 - i) * (BOTTOM + height + TOP) + BOTTOM
-            for j, panel in enumerate(row):
-                left = (j + 1) * LEFT + j * width + sum(barred[i][:j]) * BAR
-                ax = axes_at(left, bottom, width, height)
-                image = draw_panel(ax, panel)
-                if barred[i][j]:
-                    figure.colorbar(image, cax=axes_at(left + width + 0.06, bottom, 0.09, height))
-                if j == 0:
-                    ax.set_ylabel("layer of A")
-                if i == len(rows) - 1:
-                    ax.set_xlabel("layer of B")
-        figure.suptitle(title, fontsize=9, y=1 - 0.08 / total_height)
-        for suffix, metadata in ((".svg", {"Date": None}), (".png", {})):
-            with written(path.with_suffix(suffix)) as temporary:
-                figure.savefig(temporary, format=suffix[1:], dpi=150, metadata=metadata)
-    with written(path.with_suffix(".csv")) as temporary:
-        table.to_csv(temporary, index=False)
-    return path.with_suffix(".png")
-
-
-def draw_panel(ax: Axes, panel: Panel) -> AxesImage:
-    """One heat map: layers labelled, cells annotated while there is room, weak ones hatched."""
-    values = panel.grid.to_numpy()
-    colours = mpl.colormaps[panel.colours].with_extremes(bad="0.85")
-    image = ax.imshow(
-        np.ma.masked_invalid(values), cmap=colours, norm=panel.norm, origin="lower", aspect="auto"
-    )
-    # A measure's options may be longer than its panel is wide: smaller, not over the next panel.
-    ax.set_title(panel.title, pad=4, loc="left", fontsize=min(8, 224 / max(len(panel.title), 1)))
-    ax.set_xticks(*named_layers(panel.grid.columns))
-    ax.set_yticks(*named_layers(panel.grid.index))
-    ax.tick_params(length=0)
-    for side in ax.spines.values():
-        side.set_visible(False)
-    hatched = np.zeros(values.shape, bool) if panel.hatched is None else panel.hatched.to_numpy()
-    annotated = max(values.shape) <= MAX_ANNOTATED
-    for i, j in np.argwhere(np.isfinite(values)):
-        value = float(values[i, j])
-        colour = colours(float(panel.norm(value)))
-        ink, line = ("black", "0.3") if is_light(colour) else ("white", "0.75")
-        if hatched[i, j]:
-            ax.add_patch(
-                Rectangle((j - 0.5, i - 0.5), 1, 1, fill=False, hatch="////", edgecolor=line, lw=0)
-            )
-        if annotated:
-            clear = {"facecolor": colour, "lw": 0, "pad": 0.8} if hatched[i, j] else None
-            text = shown(value, panel.norm)
-            ax.text(j, i, text, ha="center", va="center", fontsize=5.5, color=ink, bbox=clear)
-    return image
-
-
-def named_layers(layers: pd.Index) -> tuple[list[int], list[str]]:
-    """Where an axis names a layer, and what it says: each, or every few when there are many."""
-    step = -(-len(layers) // MAX_ANNOTATED)
-    at = list(range(0, len(layers), step))
-    return at, [str(layers[i]) for i in at]
-
-
-def is_light(colour: tuple[float, float, float, float]) -> bool:
-    """Whether black is easier to read on it than white."""
-    red, green, blue, _ = colour
-    return bool(0.30 * red + 0.59 * green + 0.11 * blue > 0.45)
-
-
-def shown(value: float, norm: Normalize) -> str:
-    """A number as a heat map's cell shows it, as fine as the range of colours makes useful."""
-    if isinstance(norm, LogNorm):
-        return f"{value:.2f}".lstrip("0") if value >= 0.01 else f"{value:.0e}".replace("e-0", "e-")
-    top = float(norm.vmax or 0)
-    if top > 1.5:  # a count, no score is above 1
-        return f"{value:.0f}"
-    return re.sub(r"^(-?)0\.", r"\1.", f"{value:z.{3 if top < 0.2 else 2}f}")
+        if row:
+            rows.append(row)
+    return rows
