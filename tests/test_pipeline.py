@@ -29,7 +29,7 @@ from saelign.matching import Filters
 from saelign.pipeline import run
 from saelign.plan import check
 from saelign.results import Run
-from saelign.study import MeasureStudy, OutputStudy, Study
+from saelign.study import Controls, MeasureStudy, OutputStudy, Study
 
 MEASURES = ("pc1", "svcca", "svcca_r2", "rsa", "cka")
 
@@ -37,6 +37,7 @@ MEASURES = ("pc1", "svcca", "svcca_r2", "rsa", "cka")
 def small_study(store: Path, **changes: Any) -> Study:
     """The demo on two layers of each model and 6,000 tokens."""
     study = demo_study()
+    changes = {"controls": Controls(), "verdicts": False, **changes}
     return dataclasses.replace(
         study,
         name="small",

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from saelign.correlation import Correlation, CrossMoments, correlate, correlation_of
     from saelign.errors import SaelignError
-    from saelign.matching import Filters, match
+    from saelign.matching import Filters, HeldOut, held_out_correlation, match
     from saelign.pipeline import run
     from saelign.plan import check
     from saelign.results import Run, open_run
@@ -26,6 +26,7 @@ _WHERE = {
     "Correlation": "correlation",
     "CrossMoments": "correlation",
     "Filters": "matching",
+    "HeldOut": "matching",
     "Run": "results",
     "SaelignError": "errors",
     "Score": "scoring",
@@ -33,6 +34,7 @@ _WHERE = {
     "check": "plan",
     "correlate": "correlation",
     "correlation_of": "correlation",
+    "held_out_correlation": "matching",
     "load_study": "study",
     "match": "matching",
     "open_run": "results",
@@ -44,6 +46,7 @@ __all__ = [
     "Correlation",
     "CrossMoments",
     "Filters",
+    "HeldOut",
     "Run",
     "SaelignError",
     "Score",
@@ -51,6 +54,7 @@ __all__ = [
     "check",
     "correlate",
     "correlation_of",
+    "held_out_correlation",
     "load_study",
     "match",
     "open_run",

@@ -1,29 +1,47 @@
 """The stages composed: the one module that knows them all."""
 
+import hashlib
+import json
+import shutil
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import scipy.sparse as sp
-from threadpoolctl import threadpool_limits
+from torch import nn
 
 from saelign import provenance
 from saelign.activations import LayerActivations, collect
-from saelign.correlation import Correlation, CrossMoments
-from saelign.correlation.moments import FeatureMoments, add_products, correlation_of
+from saelign.agreement import agreement_of, summary_of
+from saelign.cells import (
+    Cell,
+    Setting,
+    compare_layers,
+    layer_pair,
+    read_cell,
+    save_cell,
+)
 from saelign.errors import DegenerateError, SaelignError
-from saelign.features import feature_table
-from saelign.matching import filter_pairs, match
-from saelign.models import load_model, model_fingerprint
+from saelign.judging import judge
+from saelign.layers import Layer, Reading, describe_layer, read_text_of_run, shifted
+from saelign.models import load_model, model_fingerprint, untrained_fingerprint, untrained_model
 from saelign.nulls import SIGNIFICANCE, q_values
-from saelign.plan import Plan, as_yaml_reads, check, model_name, rng_of, study_yaml
+from saelign.plan import (
+    MADE,
+    Comparison,
+    Plan,
+    Side,
+    as_yaml_reads,
+    check,
+    model_name,
+    study_yaml,
+)
 from saelign.report import write_figures
 from saelign.results import (
+    TRAINED,
     Run,
     features_name,
     open_run,
@@ -33,46 +51,21 @@ from saelign.results import (
     written,
 )
 from saelign.saes import SAE, load_sae
-from saelign.scoring import MIN_PAIRS, Score, check_rows, null_permutations, score_comparison
-from saelign.similarity import MEASURES
-from saelign.similarity.partners import partners_of
-from saelign.study import MeasureStudy, ModelStudy, Study
+from saelign.scoring import MIN_PAIRS
+from saelign.study import Study, rng_of
+from saelign.text import Tokens
+from saelign.twins import made_saes
+from saelign.verdicts import Evidence
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how much of it is done, and how much there is."""
 
-SUBSPACE = "all"
-"""Every feature takes part; semantic subspaces would stand beside it."""
-
 COMPONENTS = ("n_components", "n_components_a", "n_components_b")
 """Columns that are empty where a measure keeps no components."""
-
-SMALL = 1024
-"""Pairs and widths up to which linear algebra runs on one core."""
 
 
 def no_progress(what: str, done: int, total: int) -> None:
     """Tell nobody."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Layer:
-    """Everything about one layer that no other layer takes part in; computed once.
-
-    Attributes:
-        layer: Which.
-        acts: Its activations, by column for a layer of A, by row for one of B, as the product of
-            the two needs them.
-        moments: Their sums.
-        decoder: A row a feature.
-        features: The table that the run shows of them.
-    """
-
-    layer: int
-    acts: sp.csc_array | sp.csr_array
-    moments: FeatureMoments
-    decoder: np.ndarray
-    features: pd.DataFrame
 
 
 def run(study: Study, *, out: str | Path | None = None, progress: Progress = no_progress) -> Run:
@@ -85,7 +78,8 @@ def run(study: Study, *, out: str | Path | None = None, progress: Progress = no_
 
     Returns:
         The run, its folder written; activations stay in the store, so that a second study of the
-        same models, SAEs and text, or this one after it was killed, does not compute them again.
+        same models, SAEs and text does not compute them again. A run that was killed goes on where
+        it stopped: layer pairs that it had finished are kept in its folder until it ends.
 
     Raises:
         SaelignError: The study cannot run; the message says what to do.
@@ -104,6 +98,8 @@ def run(study: Study, *, out: str | Path | None = None, progress: Progress = no_
         "study": as_yaml_reads(study),
         "study_folder": str(study.folder),
         "seeds": study.seeds,
+        "metrics": study.metrics,
+        "controls": [comparison.control for comparison in plan.comparisons],
         "layers_a": plan.layers_a,
         "layers_b": plan.layers_b,
         "store": str(plan.store),
@@ -116,65 +112,109 @@ def run(study: Study, *, out: str | Path | None = None, progress: Progress = no_
     if not is_finished(plan.out):  # an earlier run of this study stays readable until this one ends
         write_info(info, plan.out)
 
-    saes = {
-        "a": load_saes(study.model_a, plan.layers_a, study.folder),
-        "b": load_saes(study.model_b, plan.layers_b, study.folder),
-    }
-    models = {"a": study.model_a, "b": study.model_b}
-    info["models"] = {
-        side: {
-            "name": model.name,
-            "fingerprint": model_fingerprint(model_name(model, study.folder), model.revision),
-            "saes": {
-                layer: {"source": s.source, "sha256": s.sha256} for layer, s in saes[side].items()
-            },
-        }
-        for side, model in models.items()
-    }
-    scores: list[dict[str, Any]] = []
-    cells: list[dict[str, Any]] = []
-    layer_rows: list[dict[str, Any]] = []
+    given = {side.key: saes_of(plan, side) for side in plan.sides if side.model.saes not in MADE}
+    info["models"] = {side.key: about_side(plan, side, given.get(side.key)) for side in plan.sides}
+    parts = plan.out / "parts" / parts_key(info)
+    found = Found()
     for index, seed in enumerate(study.seeds):
-        collected = {
-            side: collect_side(plan, side, saes[side], index, info, progress) for side in ("a", "b")
-        }
-        strings = token_strings(plan, index)
-        layers = {
-            side: [
-                describe_layer(plan, side, index, acts, saes[side][layer], layer, strings)
-                for layer, acts in told(
-                    collected[side].items(), f"describe {side.upper()}", progress
-                )
-            ]
-            for side in ("a", "b")
-        }
-        for side in ("a", "b"):
-            for layer in layers[side]:
-                write_table(
-                    layer.features, plan.out / "features" / features_name(side, layer.layer, index)
-                )
-                wiring = collected[side][layer.layer].wiring
-                layer_rows.append(layer_row(layer, side, index, wiring))
-        layer_pairs = [(a, b) for a in layers["a"] for b in layers["b"]]
-        for a, b in told(layer_pairs, "compare layers", progress):
-            compare_layers(plan, index, seed, a, b, cells, scores)
+        run_once(plan, index, seed, given, info, parts, found, progress)
 
-    write_table(pd.DataFrame(layer_rows), plan.out / "layers.parquet", csv=True)
-    write_table(pd.DataFrame(cells), plan.out / "cells.parquet", csv=True)
-    table = corrected(pd.DataFrame(scores))
-    write_table(table, plan.out / "scores.parquet", csv=True)
-    info["warnings"] = warnings_of(pd.DataFrame(cells), table, pd.DataFrame(layer_rows))
+    cells, layers = pd.DataFrame(found.cells), pd.DataFrame(found.layers)
+    scores = corrected(pd.DataFrame(found.scores))
+    write_table(layers, plan.out / "layers.parquet", csv=True)
+    write_table(cells, plan.out / "cells.parquet", csv=True)
+    write_table(scores, plan.out / "scores.parquet", csv=True)
+    summary = summary_of(scores, found.null_scores)
+    write_table(summary, plan.out / "summary.parquet", csv=True)
+    agreement = agreement_of(
+        scores[scores["control"] == TRAINED],
+        seeds=study.seeds,
+        metrics=study.metrics,
+        rng=rng_of(study.seeds[0], "agreement"),
+    )
+    write_table(agreement, plan.out / "agreement.parquet", csv=True)
+    write_table(verdict_table(found.verdicts), plan.out / "verdicts.parquet", csv=True)
+    info["warnings"] = warnings_of(cells, scores, layers)
     finished = Run(plan.out, info)
     write_figures(finished, progress=lambda done, total: progress("draw figures", done, total))
     info["complete"] = True
     info["seconds"] = round(time.monotonic() - started, 1)
     write_info(info, plan.out)
-    if table["score"].isna().all():
+    shutil.rmtree(plan.out / "parts", ignore_errors=True)
+    if scores.loc[scores["control"] == TRAINED, "score"].isna().all():
         raise DegenerateError(
             f"at least one layer pair must be scored, none of {len(cells)} could be: "
-            f"{table['note'].iloc[0]} (pairs and their reasons are in {plan.out})"
+            f"{scores['note'].iloc[0]} (pairs and their reasons are in {plan.out})"
         )
     return finished
+
+
+class Found:
+    """The rows that layer pairs have given so far, and what their features' partners are."""
+
+    def __init__(self) -> None:
+        self.cells: list[dict[str, Any]] = []
+        self.scores: list[dict[str, Any]] = []
+        self.null_scores: list[np.ndarray] = []
+        self.layers: list[dict[str, Any]] = []
+        self.verdicts: list[pd.DataFrame] = []
+
+    def add(self, cell: Cell) -> None:
+        """Take in what a layer pair gave."""
+        self.cells += cell.rows
+        self.scores += cell.scores
+        self.null_scores += cell.null_scores
+
+
+def run_once(
+    plan: Plan,
+    index: int,
+    seed: int,
+    given: Mapping[str, dict[int, SAE]],
+    info: dict[str, Any],
+    parts: Path,
+    found: Found,
+    progress: Progress,
+) -> None:
+    """All comparisons over the text that one seed draws."""
+    tokens = plan.tokens[index]
+    reading = read_text_of_run(
+        tokens,
+        token_strings(plan, tokens),
+        rng_halves=rng_of(seed, "halves"),
+        rng_shifts=rng_of(seed, "shifts"),
+    )
+    info["text"][index]["unit"] = reading.unit
+    collected: dict[str, dict[int, LayerActivations]] = {}
+    saes = dict(given)
+    for side in plan.sides:
+        if side.key not in saes:
+            saes[side.key] = twin_saes(plan, side, tokens, collected[side.letter], info, progress)
+        collected[side.key] = collect_side(plan, side, saes[side.key], tokens, info, progress)
+    layers: dict[str, dict[int, Layer]] = {}
+    evidence: dict[str, dict[tuple[int, int], tuple[Evidence, Evidence]]] = {}
+    for number, comparison in enumerate(plan.comparisons):
+        for side in (comparison.a, comparison.b):
+            if side.key not in layers:
+                layers[side.key] = describe_side(
+                    plan, side, index, collected[side.key], saes[side.key], reading, found, progress
+                )
+        sides = layers[comparison.a.key], layers[comparison.b.key]
+        evidence[comparison.control] = compare_sides(
+            plan, comparison, index, seed, sides, reading, parts, found, progress
+        )
+        if not plan.study.verdicts:  # which look back at all layers
+            again = {side.key for c in plan.comparisons[number + 1 :] for side in (c.a, c.b)}
+            layers = {key: of_side for key, of_side in layers.items() if key in again}
+    if plan.study.verdicts:
+        found.verdicts += [
+            table.assign(run=index)
+            for table in judge(
+                evidence,
+                layers,
+                min_active_tokens=plan.study.filters.min_active_tokens,
+            )
+        ]
 
 
 def is_finished(folder: Path) -> bool:
@@ -195,256 +235,244 @@ def told(items: Any, what: str, progress: Progress) -> Any:
     progress(what, len(items), len(items))
 
 
-def load_saes(model: ModelStudy, layers: list[int], folder: Path) -> dict[int, SAE]:
-    """The SAEs of a side, by layer."""
-    return {layer: load_sae(model.sae_path(layer, folder), device=model.device) for layer in layers}
+def saes_of(plan: Plan, side: Side) -> dict[int, SAE]:
+    """The SAEs of a side, by layer, from where the study says they lie."""
+    model = side.model
+    return {
+        layer: load_sae(model.sae_path(layer, plan.study.folder), device=model.device)
+        for layer in side.layers
+    }
+
+
+def about_side(plan: Plan, side: Side, saes: Mapping[int, SAE] | None) -> dict[str, Any]:
+    """What `run.json` says of a side: the model, its weights and its SAEs."""
+    model, name = side.model, model_name(side.model, plan.study.folder)
+    if side.twin_seed is None:
+        fingerprint = model_fingerprint(name, model.revision)
+    else:
+        fingerprint = untrained_fingerprint(name, side.twin_seed, model.revision)
+    told_saes: Any = model.saes
+    if saes is not None:
+        told_saes = {layer: {"source": s.source, "sha256": s.sha256} for layer, s in saes.items()}
+    return {"name": model.name, "fingerprint": fingerprint, "saes": told_saes}
+
+
+def parts_key(info: Mapping[str, Any]) -> str:
+    """Tells the finished layer pairs of this study and version from those of any other."""
+    about = {key: info[key] for key in ("study", "text", "models")}
+    about["version"] = info["versions"]["saelign"]
+    text = json.dumps(about, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def loader(plan: Plan, side: Side) -> Callable[[], nn.Module]:
+    """What loads a side's model, or draws its untrained twin."""
+    model, name = side.model, model_name(side.model, plan.study.folder)
+    if side.twin_seed is None:
+        return lambda: load_model(
+            name, revision=model.revision, dtype=model.dtype, device=model.device
+        )
+    seed, sha256 = side.twin_seed, side.twin_sha256
+    return lambda: untrained_model(
+        name,
+        seed=seed,
+        revision=model.revision,
+        dtype=model.dtype,
+        device=model.device,
+        sha256=sha256,
+    )
+
+
+def side_name(side: Side) -> str:
+    """A side as progress tells of it."""
+    return side.key.replace("_", " ").replace(side.letter, side.letter.upper(), 1)
+
+
+def twin_saes(
+    plan: Plan,
+    side: Side,
+    tokens: Tokens,
+    like: Mapping[int, LayerActivations],
+    info: Mapping[str, Any],
+    progress: Progress,
+) -> dict[int, SAE]:
+    """SAEs made for an untrained twin; see `saelign.twins`."""
+    how = str(side.model.saes)
+    what = f"{'train' if how == 'trained' else 'draw'} SAEs of {side_name(side)}"
+    return made_saes(
+        how,
+        like=like,
+        load=loader(plan, side),
+        blocks_path=side.model.blocks,
+        tokens=tokens,
+        store=plan.store,
+        fingerprint=info["models"][side.key]["fingerprint"],
+        seed=side.twin_seed or 0,
+        device=side.model.device,
+        progress=lambda done, total: progress(what, done, total),
+    )
 
 
 def collect_side(
     plan: Plan,
-    side: str,
+    side: Side,
     saes: dict[int, SAE],
-    index: int,
-    info: dict[str, Any],
+    tokens: Tokens,
+    info: Mapping[str, Any],
     progress: Progress,
 ) -> dict[int, LayerActivations]:
-    """The activations of one model over the text of one run, from the store or computed."""
-    model = plan.study.model_a if side == "a" else plan.study.model_b
-    name = model_name(model, plan.study.folder)
+    """The activations of one side over the text of one run, from the store or computed."""
+    about = info["models"][side.key]
+    what = f"collect {side_name(side)} (tokens)"
     return collect(
-        load=lambda: load_model(
-            name, revision=model.revision, dtype=model.dtype, device=model.device
-        ),
-        blocks_path=model.blocks,
+        load=loader(plan, side),
+        blocks_path=side.model.blocks,
         saes=saes,
-        tokens=plan.tokens[index],
+        tokens=tokens,
         store=plan.store,
-        model_fingerprint=info["models"][side]["fingerprint"],
-        dtype=model.dtype,
-        device=model.device,
-        provenance={"model": model.name, "created": info["created"], "versions": info["versions"]},
-        progress=lambda done, total: progress(f"collect {side.upper()} (tokens)", done, total),
+        model_fingerprint=about["fingerprint"],
+        dtype=side.model.dtype,
+        device=side.model.device,
+        provenance={
+            "model": about["name"],
+            "side": side.key,
+            "created": info["created"],
+            "versions": info["versions"],
+        },
+        check_fit=side.twin_seed is None,
+        progress=lambda done, total: progress(what, done, total),
     )
 
 
-def token_strings(plan: Plan, index: int) -> dict[int, str]:
+def token_strings(plan: Plan, tokens: Tokens) -> dict[int, str]:
     """The text of every token id that a run reads."""
-    ids = np.unique(plan.tokens[index].input_ids)
-    return {int(i): plan.tokenizer.decode([int(i)]) for i in ids}
+    return {int(i): plan.tokenizer.decode([int(i)]) for i in np.unique(tokens.input_ids)}
 
 
-def describe_layer(
+def describe_side(
     plan: Plan,
-    side: str,
+    side: Side,
     index: int,
-    stored: LayerActivations,
-    sae: SAE,
-    layer: int,
-    strings: dict[int, str],
-) -> Layer:
-    """A layer's activations in memory, sparse, with its moments, decoder and features."""
-    acts = stored.concatenated()
-    by_feature = acts.tocsc()
-    by_feature.sort_indices()
-    tokens, filters = plan.tokens[index], plan.study.filters
-    features = feature_table(
-        by_feature,
-        tokens,
-        strings,
-        frozenset(tokens.special_ids),
-        top_k=filters.top_k,
-        min_active_tokens=filters.min_active_tokens,
-    )
-    return Layer(
-        layer=layer,
-        acts=by_feature if side == "a" else acts,
-        moments=FeatureMoments.of(acts),
-        decoder=sae.W_dec.cpu().numpy().astype(np.float64),
-        features=features,
-    )
+    collected: Mapping[int, LayerActivations],
+    saes: Mapping[int, SAE],
+    reading: Reading,
+    found: Found,
+    progress: Progress,
+) -> dict[int, Layer]:
+    """All layers of a side in memory, their tables of features written."""
+    layers = {}
+    for number, acts in told(collected.items(), f"describe {side_name(side)}", progress):
+        layer = describe_layer(
+            acts.concatenated(),
+            saes[number].W_dec.cpu().numpy().astype(np.float64),
+            reading,
+            plan.study.filters,
+            layer=number,
+        )
+        write_table(layer.features, plan.out / features_name(side.key, number, index))
+        found.layers.append(layer_row(layer, side, index, acts.wiring))
+        layers[number] = layer
+    return layers
 
 
-def layer_row(layer: Layer, side: str, index: int, wiring: dict[str, Any]) -> dict[str, Any]:
+def layer_row(layer: Layer, side: Side, index: int, wiring: dict[str, Any]) -> dict[str, Any]:
     """What `layers` says of a layer."""
     reasons = layer.features["reason"]
     return {
         "run": index,
-        "model": side,
+        "model": side.key,
         "layer": layer.layer,
         "n_features": len(reasons),
         "n_dead": int((reasons == "dead").sum()),
         "n_rare": int((reasons == "rare").sum()),
-        "l0": layer.acts.nnz / layer.acts.shape[0],
+        "l0": layer.n_values / layer.n_tokens,
         "explained_variance": wiring["explained_variance"],
         "explained_variance_before": wiring["explained_variance_before"],
         "explained_variance_after": wiring["explained_variance_after"],
     }
 
 
-def correlate_layers(a: Layer, b: Layer, metric: str) -> Correlation:
-    """The correlations of two layers, straight from their sparse activations."""
-    products = np.zeros((a.acts.shape[1], b.acts.shape[1]))
-    add_products(a.acts.tocsc(), b.acts.tocsr(), products)
-    return correlation_of(CrossMoments(a=a.moments, b=b.moments, products=products), metric=metric)
-
-
-def compare_layers(
+def compare_sides(
     plan: Plan,
+    comparison: Comparison,
     index: int,
     seed: int,
-    a: Layer,
-    b: Layer,
-    cells: list[dict[str, Any]],
-    scores: list[dict[str, Any]],
-) -> None:
-    """Correlate, match, filter and score one layer pair; appends to `cells` and `scores`."""
-    study = plan.study
-    correlation = correlate_layers(a, b, study.metric)
-    for matching in study.matching:
-        where = {"run": index, "layer_a": a.layer, "layer_b": b.layer, "matching": matching}
-        pairs = match(correlation, how=matching, min_active_tokens=study.filters.min_active_tokens)
-        pairs = filter_pairs(
-            pairs,
-            study.filters,
-            top_tokens_a=a.features["top_tokens"].to_list(),
-            top_tokens_b=b.features["top_tokens"].to_list(),
-            n_non_concept_a=a.features["n_non_concept"].to_list(),
-            n_non_concept_b=b.features["n_non_concept"].to_list(),
-        )
-        write_table(pairs, plan.out / "pairs" / pairs_name(a.layer, b.layer, matching, index))
-        cells.append({**where, **cell_row(pairs, a, b)})
-        kept = pairs[pairs["kept"]]
-        # Small decompositions run several times slower on all cores than on one.
-        small = max(len(kept), a.decoder.shape[1], b.decoder.shape[1]) <= SMALL
-        with threadpool_limits(1 if small else None, user_api="blas"):
-            rows = score_pairs(study, seed, where, kept, a, b)
-        scores.extend({**where, "subspace": SUBSPACE, **row} for row in rows)
-
-
-def cell_row(pairs: pd.DataFrame, a: Layer, b: Layer) -> dict[str, Any]:
-    """What `cells` says of a layer pair under one matching."""
-    kept = pairs[pairs["kept"]]
-    reasons = pairs["reason"].value_counts()
-    return {
-        "n_features_a": len(a.features),
-        "n_features_b": len(b.features),
-        "n_unpaired_a": int((a.features["reason"] != "").sum()),
-        "n_unpaired_b": int((b.features["reason"] != "").sum()),
-        "n_pairs": len(pairs),
-        "n_non_concept": int(reasons.get("non_concept", 0)),
-        "n_no_shared_token": int(reasons.get("no_shared_token", 0)),
-        "n_low_correlation": int(reasons.get("low_correlation", 0)),
-        "n_kept": len(kept),
-        "mean_correlation": pairs["correlation"].mean(),
-        "mean_correlation_kept": kept["correlation"].mean(),
-        "mutual_share": pairs["mutual"].mean(),
-        "mean_margin": pairs["margin"].mean(),
-    }
-
-
-def score_pairs(
-    study: Study, seed: int, where: dict[str, Any], kept: pd.DataFrame, a: Layer, b: Layer
-) -> list[dict[str, Any]]:
-    """Every measure of the study beside every null, on the decoder rows of the kept pairs.
-
-    What cannot be scored keeps its place, with a note that says why.
-    """
-    x = a.decoder[kept["feature_a"]]
-    y = b.decoder[kept["feature_b"]]
-    shuffled, rows_held = b, kept["feature_b"].to_numpy()
-    if where["matching"] == "one_to_many":  # the side that repeats is the one to be relabelled
-        x, y, shuffled, rows_held = y, x, a, kept["feature_a"].to_numpy()
-    rates = shuffled.features["firing_rate"].to_numpy()[rows_held]
-    wanted = [(measure, null) for measure in study.measures for null in study.nulls]
-    try:
-        x, y = check_rows(x, y)
-    except DegenerateError as error:
-        return [unscored(measure, null, len(kept), error) for measure, null in wanted]
-    partners = partners_of(y, rows_held)
-    permutations = {
-        null: null_permutations(
-            null,
-            partners,
-            rates,
-            n_permutations=n_permutations,
-            rng=rng_of(seed, null, where["layer_a"], where["layer_b"], where["matching"]),
-        )
-        for null, n_permutations in study.nulls.items()
-    }
-    rows = []
-    for measure in study.measures:
-        try:
-            comparison = MEASURES[measure.name].compare(x, partners, **measure.options)
-        except DegenerateError as error:
-            rows += [unscored(measure, null, len(kept), error) for null in study.nulls]
-            continue
-        for null in study.nulls:
-            scored = score_comparison(
-                comparison,
-                partners,
-                measure=measure.name,
-                null=null,
-                permutations=permutations[null],
+    sides: tuple[Mapping[int, Layer], Mapping[int, Layer]],
+    reading: Reading,
+    parts: Path,
+    found: Found,
+    progress: Progress,
+) -> dict[tuple[int, int], tuple[Evidence, Evidence]]:
+    """Every layer pair of a comparison, those that an earlier run finished read back."""
+    control = comparison.control
+    setting = Setting(
+        study=plan.study,
+        control=control,
+        run=index,
+        seed=seed,
+        metrics=plan.metrics_of(comparison),
+        halves_scored=control == TRAINED,
+        judged=plan.study.verdicts and not comparison.is_shifted,
+    )
+    evidence = {}
+    layers_a, layers_b = sides
+    if comparison.is_shifted:
+        layers_b = {number: shifted(layer, reading, 0) for number, layer in layers_b.items()}
+    layer_pairs = [(a, b) for a in layers_a.values() for b in layers_b.values()]
+    what = "compare layers" if control == TRAINED else f"compare layers ({control})"
+    for a, b in told(layer_pairs, what, progress):
+        part = parts / f"{control}_run{index}_a{a.layer}_b{b.layer}.safetensors"
+        cell = read_cell(part)
+        if cell is None:
+            where = (plan.out, control, index, a.layer, b.layer)
+            cell = compare_layers(
+                setting,
+                layer_pair(a, b, reading),
+                lambda pairs, metric, matching, where=where: write_pairs(
+                    pairs, metric, matching, *where
+                ),
             )
-            swapped = where["matching"] == "one_to_many"
-            rows.append(score_row(measure, scored, swapped=swapped))
-    return rows
+            save_cell(cell, part)
+        found.add(cell)
+        if cell.evidence is not None:
+            evidence[a.layer, b.layer] = cell.evidence
+    return evidence
 
 
-def score_row(measure: MeasureStudy, scored: Score, *, swapped: bool) -> dict[str, Any]:
-    """A score as `scores` holds it."""
-    components = scored.components or (None, None)
-    a, b = reversed(components) if swapped else components
-    return {
-        "measure": measure.label,
-        "null": scored.null,
-        "score": scored.score,
-        "null_mean": scored.null_mean,
-        "null_sd": scored.null_sd,
-        "z": scored.z,
-        "p": scored.p_value,
-        "calibrated": scored.calibrated,
-        "exact_moments": scored.exact,
-        "n_pairs": scored.n_pairs,
-        "n_partners": scored.n_partners,
-        "n_components": scored.n_components,
-        "n_components_a": a,
-        "n_components_b": b,
-        "n_permutations": scored.n_permutations,
-        "at_floor": scored.at_floor,
-        "note": "",
-    }
+def write_pairs(
+    pairs: pd.DataFrame,
+    metric: str,
+    matching: str,
+    out: Path,
+    control: str,
+    index: int,
+    layer_a: int,
+    layer_b: int,
+) -> None:
+    """Write the pairs of a cell."""
+    where = {"control": control, "metric": metric, "matching": matching, "run": index}
+    write_table(pairs, out / pairs_name(layer_a, layer_b, **where))
 
 
-def unscored(
-    measure: MeasureStudy, null: str, n_pairs: int, error: DegenerateError
-) -> dict[str, Any]:
-    """The place of a score that does not exist, with the reason."""
-    nothing = dict.fromkeys(("score", "null_mean", "null_sd", "z", "p", "calibrated"), np.nan)
-    return {
-        "measure": measure.label,
-        "null": null,
-        **nothing,
-        "exact_moments": False,
-        "n_pairs": n_pairs,
-        "n_partners": 0,
-        "n_components": None,
-        "n_components_a": None,
-        "n_components_b": None,
-        "n_permutations": 0,
-        "at_floor": False,
-        "note": str(error),
-    }
+def verdict_table(tables: list[pd.DataFrame]) -> pd.DataFrame:
+    """All verdicts as one table; empty, with its columns, if none were asked for."""
+    columns = [
+        "control", "run", "model", "against", "layer", "feature", "verdict", "n_documents",
+        "best_layer", "best_feature", "correlation", "held_out", "p", "q", "mutual", "replicated",
+    ]  # fmt: skip
+    if not tables:
+        return pd.DataFrame(columns=columns)
+    return pd.concat(tables, ignore_index=True)[columns]
 
 
 def corrected(scores: pd.DataFrame) -> pd.DataFrame:
     """The scores with `q`, `family_size` and `floor_limited`.
 
-    A family is all layer pairs of one run, measure, matching, null and subspace. A cell is limited
-    by the floor when its p is the smallest that its shuffles allow and they are fewer
-    than 20 for each test of the family: were it the only one, q could not fall below 0.05.
+    A family is all layer pairs of one control, run, metric, measure, matching, null and subspace. A
+    cell is limited by the floor when its p is the smallest that its shuffles allow and they are
+    fewer than 20 for each test of the family: were it the only one, q could not fall below 0.05.
     """
-    by = ["run", "measure", "matching", "null", "subspace"]
+    by = ["control", "run", "metric", "measure", "matching", "null", "subspace"]
     scores = scores.astype(dict.fromkeys(COMPONENTS, "Int64"))
     families = scores.groupby(by, sort=False)["p"]
     scores["q"] = families.transform(lambda p: q_values(p.to_numpy()))
@@ -452,10 +480,10 @@ def corrected(scores: pd.DataFrame) -> pd.DataFrame:
     few = scores["n_permutations"] < scores["family_size"] / SIGNIFICANCE
     scores["floor_limited"] = scores.pop("at_floor") & few
     order = [
-        "run", "layer_a", "layer_b", "matching", "subspace", "measure", "null", "score",
-        "null_mean", "null_sd", "z", "p", "q", "calibrated", "n_pairs", "n_partners",
-        "n_components", "n_components_a", "n_components_b", "n_permutations", "exact_moments",
-        "family_size", "floor_limited", "note",
+        "control", "run", "metric", "layer_a", "layer_b", "matching", "subspace", "measure", "null",
+        "score", "null_mean", "null_sd", "z", "p", "q", "calibrated", "score_half_1",
+        "score_half_2", "n_pairs", "n_partners", "n_components", "n_components_a",
+        "n_components_b", "n_permutations", "exact_moments", "family_size", "floor_limited", "note",
     ]  # fmt: skip
     return scores[order]
 
@@ -463,15 +491,17 @@ def corrected(scores: pd.DataFrame) -> pd.DataFrame:
 def warnings_of(cells: pd.DataFrame, scores: pd.DataFrame, layers: pd.DataFrame) -> list[str]:
     """What a reader of the results ought to know before believing them."""
     found = []
-    few = cells[cells["n_kept"] < MIN_PAIRS]
+    own = cells[cells["control"] == TRAINED]
+    few = own[own["n_kept"] < MIN_PAIRS]
     if len(few):
-        found.append(f"{len(few)} of {len(cells)} cells kept fewer than {MIN_PAIRS} pairs")
+        found.append(f"{len(few)} of {len(own)} cells kept fewer than {MIN_PAIRS} pairs")
     unpaired = (layers["n_dead"] + layers["n_rare"]) / layers["n_features"]
     found += [
         f"more than half of the features of model {str(row.model).upper()} layer {row.layer} fire "
         "too rarely to be paired: use more text"
-        for row in layers[unpaired > 0.5].itertuples()
+        for row in layers[(unpaired > 0.5) & layers["model"].isin(["a", "b"])].itertuples()
     ]
+    scores = scores[scores["control"] == TRAINED]
     if scores["floor_limited"].any():
         n = int(scores["floor_limited"].sum())
         found.append(

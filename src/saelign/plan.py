@@ -2,7 +2,7 @@
 
 import contextlib
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,9 @@ import yaml
 from saelign.activations.wiring import check_dimensions
 from saelign.errors import StorageError, StudyError
 from saelign.models import check_device, d_model, load_config, n_layers
+from saelign.results import TRAINED
 from saelign.saes import inspect_sae
-from saelign.study import ModelStudy, Study, path_from, study_mapping
+from saelign.study import ModelStudy, Study, path_from, rng_of, study_mapping
 from saelign.text import (
     Tokenizer,
     Tokens,
@@ -26,6 +27,50 @@ from saelign.text import (
     tokenize,
 )
 
+MADE = ("random", "trained")
+"""SAEs of an untrained twin that are made when they are needed."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Side:
+    """One side of a comparison: a model, read at some layers through an SAE at each.
+
+    Attributes:
+        key: `a` or `b`, or one of these with what makes it another: `a_untrained`, `a_seed`.
+        model: The model, with the SAEs that this side reads it through.
+        layers: The layers read.
+        twin_seed: Draws the weights if this is the model's untrained twin; else None.
+        twin_sha256: What these weights must hash to.
+    """
+
+    key: str
+    model: ModelStudy
+    layers: list[int]
+    twin_seed: int | None = None
+    twin_sha256: str | None = None
+
+    @property
+    def letter(self) -> str:
+        """The model that it is, or is a twin of: `a` or `b`."""
+        return self.key[0]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Comparison:
+    """Two sides to be compared, layer by layer.
+
+    Attributes:
+        control: What it is a control of; `trained` for the models as given.
+        a: The side whose layers are the rows of a grid.
+        b: The side whose layers are the columns.
+        is_shifted: Whether b's documents are rolled against a's.
+    """
+
+    control: str
+    a: Side
+    b: Side
+    is_shifted: bool = False
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
@@ -33,8 +78,7 @@ class Plan:
 
     Attributes:
         study: The study.
-        layers_a: Layers of A to read.
-        layers_b: Layers of B to read.
+        comparisons: The study's own, then its controls.
         tokens: For each run, what is read; drawn by its seed.
         tokenizer: Of both models.
         out: The run's folder.
@@ -42,19 +86,40 @@ class Plan:
     """
 
     study: Study
-    layers_a: list[int]
-    layers_b: list[int]
+    comparisons: list[Comparison]
     tokens: list[Tokens]
     tokenizer: Tokenizer
     out: Path
     store: Path
 
     @property
+    def layers_a(self) -> list[int]:
+        """Layers of A to read."""
+        return self.comparisons[0].a.layers
+
+    @property
+    def layers_b(self) -> list[int]:
+        """Layers of B to read."""
+        return self.comparisons[0].b.layers
+
+    @property
+    def sides(self) -> list[Side]:
+        """Every side that a comparison has, once."""
+        found = {side.key: side for c in self.comparisons for side in (c.a, c.b)}
+        return list(found.values())
+
+    def metrics_of(self, comparison: Comparison) -> list[str]:
+        """What to match by: controls only by the study's own metric."""
+        metrics = self.study.metrics
+        return metrics if comparison.control == TRAINED else metrics[:1]
+
+    @property
     def n_cells(self) -> int:
-        """Layer pairs times matchings times runs."""
-        study = self.study
-        pairs = len(self.layers_a) * len(self.layers_b)
-        return pairs * len(study.matching) * len(study.seeds)
+        """Layer pairs times matchings, metrics and runs, controls included."""
+        pairs = sum(
+            len(c.a.layers) * len(c.b.layers) * len(self.metrics_of(c)) for c in self.comparisons
+        )
+        return pairs * len(self.study.matching) * len(self.study.seeds)
 
     def summary(self) -> dict[str, Any]:
         """What `saelign check` tells."""
@@ -65,6 +130,7 @@ class Plan:
             "model_b": {"name": study.model_b.name, "layers": self.layers_b},
             "tokens": [tokens.n_tokens for tokens in self.tokens],
             "masked": [tokens.masked for tokens in self.tokens],
+            "controls": [c.control for c in self.comparisons if c.control != TRAINED],
             "cells": self.n_cells,
             "scores": self.n_cells * len(study.measures) * len(study.nulls),
             "out": str(self.out),
@@ -84,8 +150,7 @@ def check(study: Study, *, out: str | Path | None = None) -> Plan:
     Raises:
         SaelignError: Whatever of it cannot be: the message says what to do.
     """
-    layers_a = check_model(study.model_a, "a", study.folder)
-    layers_b = check_model(study.model_b, "b", study.folder)
+    comparisons = comparisons_of(study)
     tokenizer = common_tokenizer(study)
     read = read_text(study, tokenizer)
     for side, model in (("A", study.model_a), ("B", study.model_b)):
@@ -97,8 +162,7 @@ def check(study: Study, *, out: str | Path | None = None) -> Plan:
     ]
     plan = Plan(
         study=study,
-        layers_a=layers_a,
-        layers_b=layers_b,
+        comparisons=comparisons,
         tokens=tokens,
         tokenizer=tokenizer,
         out=out_folder(study, out),
@@ -108,6 +172,53 @@ def check(study: Study, *, out: str | Path | None = None) -> Plan:
     check_writable(plan.store, "choose another with output.store or $SAELIGN_STORE")
     check_same_study(plan)
     return plan
+
+
+def comparisons_of(study: Study) -> list[Comparison]:
+    """The study's own comparison and its controls, after models and SAEs were found to fit.
+
+    Raises:
+        SaelignError: A model or an SAE that cannot be read or does not fit.
+    """
+    controls, models = study.controls, {"a": study.model_a, "b": study.model_b}
+    given = {
+        letter: Side(key=letter, model=model, layers=check_model(model, letter, study.folder))
+        for letter, model in models.items()
+    }
+    found = [Comparison(control=TRAINED, a=given["a"], b=given["b"])]
+    if controls.untrained is not None:
+        twins = [
+            Side(
+                key=f"{letter}_untrained",
+                model=with_saes(side, getattr(controls.untrained, f"saes_{letter}"), study.folder),
+                layers=side.layers,
+                twin_seed=controls.untrained.seed,
+                twin_sha256=getattr(controls.untrained, f"sha256_{letter}"),
+            )
+            for letter, side in given.items()
+        ]
+        found.append(Comparison(control="untrained", a=twins[0], b=twins[1]))
+    if controls.document_shift is not None:
+        found.append(
+            Comparison(control="document_shift", a=given["a"], b=given["b"], is_shifted=True)
+        )
+    if controls.seed is not None:
+        for letter, side in given.items():
+            saes = getattr(controls.seed, f"saes_{letter}")
+            if saes is not None:
+                other = replace(
+                    side, key=f"{letter}_seed", model=with_saes(side, saes, study.folder)
+                )
+                found.append(Comparison(control=f"seed_{letter}", a=side, b=other))
+    return found
+
+
+def with_saes(side: Side, saes: str, folder: Path) -> ModelStudy:
+    """The side's model with other SAEs, whose headers were found to fit."""
+    model = replace(side.model, saes=saes, layers=side.layers)
+    if saes not in MADE:
+        check_model(model, side.letter, folder)
+    return model
 
 
 def model_name(model: ModelStudy, folder: Path, name: str | None = None) -> str:
@@ -182,12 +293,6 @@ def check_positions(model: ModelStudy, side: str, folder: Path, tokens: Tokens) 
             f"contexts must fit into the {most:,} positions of model {side}, got contexts of "
             f"{longest:,} tokens: lower text.context_length, or give shorter rows of token ids"
         )
-
-
-def rng_of(seed: int, *purpose: str | int) -> np.random.Generator:
-    """A generator for one purpose of one seed: adding a measure or layer moves no other number."""
-    words = [int.from_bytes(str(word).encode(), "big") for word in purpose]
-    return np.random.default_rng([seed, *words])
 
 
 def out_folder(study: Study, out: str | Path | None) -> Path:

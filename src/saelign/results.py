@@ -19,10 +19,13 @@ from saelign.errors import (
     UnknownNameError,
 )
 
-FORMAT = 1
+FORMAT = 2
 """Version of the run folder that this package writes and reads."""
 
-NEEDED = {"name", "versions", "seeds", "text", "models"}
+TRAINED = "trained"
+"""The comparison that a study is about, the models as given; what controls are held against."""
+
+NEEDED = {"name", "versions", "seeds", "metrics", "text", "models"}
 """Keys of a finished run's `run.json` that its tables and figures tell of."""
 
 
@@ -40,18 +43,43 @@ class Run:
 
     @property
     def scores(self) -> pd.DataFrame:
-        """Tidy: a row for each run, layer pair, matching, subspace, measure and null."""
+        """Tidy: a row a control, run, metric, layer pair, matching, subspace, measure and null."""
         return read_table(self.folder / "scores.parquet")
 
     @property
+    def summary(self) -> pd.DataFrame:
+        """Scores as means over runs, with their spread and the p-value of the mean."""
+        return read_table(self.folder / "summary.parquet")
+
+    @property
     def cells(self) -> pd.DataFrame:
-        """A row for each run, layer pair and matching: pairs through each filter, correlations."""
+        """A row for each control, run, metric, layer pair and matching: filters, correlations."""
         return read_table(self.folder / "cells.parquet")
 
     @property
     def layers(self) -> pd.DataFrame:
-        """A row for each run, model and layer: features dead, rare and alive, fit of the SAE."""
+        """A row for each run, side and layer: features dead, rare and alive, fit of the SAE."""
         return read_table(self.folder / "layers.parquet")
+
+    @property
+    def agreement(self) -> pd.DataFrame:
+        """How alike grids are between seeds, metrics, measures and disjoint texts."""
+        return read_table(self.folder / "agreement.parquet")
+
+    @property
+    def verdicts(self) -> pd.DataFrame:
+        """What is to be said of each feature: shared, one-sided, of one model only, or unclear."""
+        return read_table(self.folder / "verdicts.parquet")
+
+    @property
+    def controls(self) -> list[str]:
+        """The comparisons that there are, the models as given first."""
+        return list(self.info["controls"])
+
+    @property
+    def metrics(self) -> list[str]:
+        """What was matched by, the study's own metric first."""
+        return list(self.info["metrics"])
 
     def grid(
         self,
@@ -61,20 +89,25 @@ class Run:
         matching: str = "one_to_one",
         null: str | None = None,
         run: int = 0,
+        control: str = TRAINED,
+        metric: str | None = None,
     ) -> pd.DataFrame:
         """A layer_a x layer_b table.
 
         Args:
             measure: A measure of the run (`rsa`, `svcca`, ...), or a column of `cells`
-                (`mean_correlation`, `mean_correlation_kept`, `n_kept`, ...).
+                (`mean_correlation`, `mean_within_token`, `held_out_correlation`, `n_kept`, ...).
             value: Which column of `scores`: `score`, `null_mean`, `p`, `q`, `calibrated`, ...; a
                 column of `cells` has none.
             matching: Which matching.
             null: Beside which null; the strictest that was run (`rate_matched`) if None.
             run: Which seed's run, counted from 0.
+            control: Which comparison: `trained`, the models as given; or a control.
+            metric: Matched by what; the study's own metric if None.
 
         Raises:
-            UnknownNameError: No such measure, value, matching, null or run in this folder.
+            UnknownNameError: No such measure, value, matching, null, run, control or metric in this
+                folder.
         """
         cells = self.cells
         if measure in cells.columns and measure not in KEYS:
@@ -91,52 +124,73 @@ class Run:
             table = chosen(table, "null", null or strictest(nulls), nulls)
             if value not in table.columns or value in KEYS:
                 raise UnknownNameError.of("value", value, set(table.columns) - set(KEYS))
-        table = chosen(table, "matching", matching, table["matching"].unique())
-        table = chosen(table, "run", run, table["run"].unique())
+        metric = self.metrics[0] if metric is None else metric
+        for column, wanted in (
+            ("control", control),
+            ("metric", metric),
+            ("matching", matching),
+            ("run", run),
+        ):
+            table = chosen(table, column, wanted, table[column].unique())
         return table.pivot(index="layer_a", columns="layer_b", values=value)
 
     def pairs(
-        self, layer_a: int, layer_b: int, *, matching: str = "one_to_one", run: int = 0
+        self,
+        layer_a: int,
+        layer_b: int,
+        *,
+        matching: str = "one_to_one",
+        run: int = 0,
+        control: str = TRAINED,
+        metric: str | None = None,
     ) -> pd.DataFrame:
         """The matched features of a cell, dropped ones with their reason.
 
         Raises:
-            UnknownNameError: The run holds no such cell; says which layers, matchings and runs it
-                holds.
+            UnknownNameError: The run holds no such cell; says which layers, matchings, runs,
+                controls and metrics it holds.
         """
         table = self.cells
+        metric = self.metrics[0] if metric is None else metric
         for column, value in (
+            ("control", control),
+            ("metric", metric),
             ("layer_a", layer_a),
             ("layer_b", layer_b),
             ("matching", matching),
             ("run", run),
         ):
             table = chosen(table, column, value, table[column].unique())
-        return read_table(self.folder / "pairs" / pairs_name(layer_a, layer_b, matching, run))
+        where = {"control": control, "metric": metric, "matching": matching, "run": run}
+        return read_table(self.folder / pairs_name(layer_a, layer_b, **where))
 
     def features(self, model: str, layer: int, *, run: int = 0) -> pd.DataFrame:
         """Every feature of a layer: firing rate, top tokens in context, why it was not paired.
 
         Args:
-            model: `a` or `b`.
+            model: `a` or `b`; or a side that only a control has: `a_untrained`, `b_untrained`,
+                `a_seed`, `b_seed`.
             layer: Which layer.
             run: Which seed's run.
 
         Raises:
-            UnknownNameError: Neither model `a` nor `b`, or the run holds no such layer of it; says
-                which it holds.
+            UnknownNameError: No such side, or the run holds no such layer of it; says which it
+                holds.
         """
         side = model.lower()
-        if side not in ("a", "b"):
-            raise UnknownNameError.of("model", model, ("a", "b"))
         table = self.layers
+        sides = list(table["model"].unique())
+        if side not in sides:
+            raise UnknownNameError.of("model", model, sides)
         table = table[table["model"] == side]
         for column, value in (("layer", layer), ("run", run)):
             table = chosen(table, column, value, table[column].unique())
-        return read_table(self.folder / "features" / features_name(side, layer, run))
+        return read_table(self.folder / features_name(side, layer, run))
 
 
-KEYS = ("run", "layer_a", "layer_b", "matching", "subspace", "measure", "null")
+KEYS = (
+    "control", "run", "metric", "layer_a", "layer_b", "matching", "subspace", "measure", "null",
+)  # fmt: skip
 """Columns that say which cell a row is about."""
 
 
@@ -158,14 +212,16 @@ def strictest(nulls: Iterable[str]) -> str:
     return "rate_matched" if "rate_matched" in nulls else nulls[0]
 
 
-def pairs_name(layer_a: int, layer_b: int, matching: str, run: int) -> str:
-    """File name of a cell's pairs."""
-    return f"run{run}_a{layer_a}_b{layer_b}_{matching}.parquet"
+def pairs_name(
+    layer_a: int, layer_b: int, *, control: str, metric: str, matching: str, run: int
+) -> str:
+    """Where a cell's pairs lie in a run's folder."""
+    return f"pairs/{control}/run{run}_{metric}_{matching}_a{layer_a}_b{layer_b}.parquet"
 
 
-def features_name(model: str, layer: int, run: int) -> str:
-    """File name of a layer's features."""
-    return f"run{run}_{model}{layer}.parquet"
+def features_name(side: str, layer: int, run: int) -> str:
+    """Where a layer's features lie in a run's folder."""
+    return f"features/{side}/run{run}_layer{layer}.parquet"
 
 
 def open_run(folder: str | Path) -> Run:
@@ -174,7 +230,7 @@ def open_run(folder: str | Path) -> Run:
     Raises:
         MissingFileError: No run there, or one that was not finished.
         DamagedError: Its `run.json` cannot be read.
-        FormatError: It was written by a newer version.
+        FormatError: It was written by a newer version, or by one that is too old.
     """
     folder = Path(folder)
     path = folder / "run.json"
@@ -189,9 +245,10 @@ def open_run(folder: str | Path) -> Run:
         version = int(info["format"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DamagedError(damaged) from error
-    if version > FORMAT:
+    if version != FORMAT:
+        advice = "upgrade saelign" if version > FORMAT else "run the study again"
         raise FormatError(
-            f"this version reads runs of format {FORMAT}, {path} has {version}: upgrade saelign"
+            f"this version reads runs of format {FORMAT}, {path} has {version}: {advice}"
         )
     if not info.get("complete"):
         raise MissingFileError(

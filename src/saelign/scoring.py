@@ -223,14 +223,14 @@ def score(
     Args:
         x: Rows of A, for instance decoder rows of the matched features.
         y: Rows of B, row i matched with row i of `x`.
-        measure: `pc1`, `svcca`, `svcca_r2`, `rsa` or `cka`.
+        measure: `pc1`, `svcca`, `svcca_r2`, `pwcca`, `rsa`, `cka`, `procrustes` or `mutual_knn`.
         null: `shuffle`, or `rate_matched`: only among features that fire about as often.
         n_permutations: Shuffles to draw, at least 2.
         rng: Where randomness comes from.
         firing_rates: For `rate_matched`: how often each pair's feature of B fires (of the repeated
             side, if that is A).
-        **options: The measure's own: `n_components` or `variance` (svcca, svcca_r2), `inner` and
-            `outer` (rsa).
+        **options: The measure's own: `n_components` or `variance` (svcca, svcca_r2, pwcca),
+            `inner` and `outer` (rsa), `k` (mutual_knn).
 
     Raises:
         UnknownNameError: No such measure, option or null.

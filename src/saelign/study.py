@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import yaml
 
 from saelign.correlation import METRICS
@@ -94,18 +95,86 @@ class MeasureStudy:
     Attributes:
         name: Which measure.
         options: Its options, by name.
+        on: What the rows are: `decoder` rows of the matched features, or their `activations` over
+            held-out tokens (matched on one half of the documents, read on the other).
     """
 
     name: str
     options: dict[str, Any] = field(default_factory=dict)
+    on: Literal["decoder", "activations"] = "decoder"
+
+    @property
+    def asked(self) -> dict[str, Any]:
+        """Options as the study gives them, `on` among them where it is not the default."""
+        return {**self.options, **({"on": self.on} if self.on != "decoder" else {})}
 
     @property
     def label(self) -> str:
         """The name under which the scores stand: with options, `svcca(variance=0.99)`."""
-        if not self.options:
+        if not self.asked:
             return self.name
-        told = ", ".join(f"{key}={value}" for key, value in sorted(self.options.items()))
+        told = ", ".join(f"{key}={value}" for key, value in sorted(self.asked.items()))
         return f"{self.name}({told})"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UntrainedControl:
+    """The untrained twins of both models: their configurations with random weights.
+
+    Attributes:
+        seed: Draws the weights (and SAEs that are drawn or trained).
+        saes_a: SAEs of A's twin: `random`, drawn with the sparsity of A's own; `trained`, trained
+            on the twin over the study's text with the width and sparsity of A's own; or where they
+            lie, with `{layer}` in it.
+        saes_b: The same for B.
+        sha256_a: What the weights drawn for A's twin must hash to; not checked if None.
+        sha256_b: The same for B.
+    """
+
+    seed: int = 0
+    saes_a: str = "random"
+    saes_b: str = "random"
+    sha256_a: str | None = None
+    sha256_b: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SeedControl:
+    """A model against itself with other SAEs, as of a second training seed: the ceiling.
+
+    Attributes:
+        saes_a: Where A's other SAEs lie, with `{layer}` in it; None: no such comparison of A.
+        saes_b: The same for B.
+    """
+
+    saes_a: str | None = None
+    saes_b: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShiftControl:
+    """B's documents rolled against A's: what matching finds where nothing belongs together."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Controls:
+    """Comparisons that say what the study's own is worth; none by default.
+
+    Attributes:
+        untrained: The untrained twins of both models.
+        seed: The same model with other SAEs.
+        document_shift: Documents shifted.
+    """
+
+    untrained: UntrainedControl | None = None
+    seed: SeedControl | None = None
+    document_shift: ShiftControl | None = None
+
+    @property
+    def asked(self) -> list[dict[str, dict[str, Any]]]:
+        """As a study lists them."""
+        named = ((f.name, getattr(self, f.name)) for f in dataclasses.fields(self))
+        return [{name: dataclasses.asdict(of)} for name, of in named if of is not None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,11 +201,14 @@ class Study:
         model_b: The other.
         text: What both read.
         seeds: One run each; a seed draws the documents and the shuffles, nothing else.
-        metric: What to match by: `pearson`, `cosine`, `euclidean`.
+        metric: What to match by: `pearson`, `within_token`, `cosine`, `euclidean`; or a list, whose
+            first is the study's own and whose others are compared with it.
         matching: Any of `one_to_one`, `many_to_one`, `one_to_many`.
         filters: Which pairs are kept.
         measures: What to score, each a name or `{name: options}`.
         nulls: How many shuffles of each null.
+        controls: Which comparisons to set beside the study's own.
+        verdicts: Whether to say of each feature if it is shared.
         output: Where results go.
         folder: Where the study file lies; relative paths start there.
     """
@@ -146,15 +218,28 @@ class Study:
     model_b: ModelStudy
     text: TextStudy
     seeds: list[int] = field(default_factory=lambda: [0])
-    metric: str = "pearson"
+    metric: str | list[str] = "pearson"
     matching: list[str] = field(default_factory=lambda: ["one_to_one", "many_to_one"])
     filters: Filters = field(default_factory=Filters)
     measures: list[MeasureStudy] = field(
         default_factory=lambda: [MeasureStudy(name=n) for n in ("pc1", "svcca", "rsa", "cka")]
     )
     nulls: dict[str, int] = field(default_factory=lambda: {"shuffle": 1000, "rate_matched": 1000})
+    controls: Controls = field(default_factory=Controls)
+    verdicts: bool = True
     output: OutputStudy = field(default_factory=OutputStudy)
     folder: Path = Path()
+
+    @property
+    def metrics(self) -> list[str]:
+        """What to match by; the first is the study's own."""
+        return [self.metric] if isinstance(self.metric, str) else list(self.metric)
+
+
+def rng_of(seed: int, *purpose: str | int) -> np.random.Generator:
+    """A generator for one purpose of one seed: adding a measure or layer moves no other number."""
+    words = [int.from_bytes(str(word).encode(), "big") for word in purpose]
+    return np.random.default_rng([seed, *words])
 
 
 def path_from(folder: Path, path: str) -> Path:
@@ -188,6 +273,9 @@ def load_study(path: str | Path) -> Study:
     return read_study(content, folder=path.parent.resolve())
 
 
+BOOL_TAG = "tag:yaml.org,2002:bool"
+
+
 class StrictLoader(yaml.SafeLoader):
     """Reads YAML, but not a key that stands twice: the first would be dropped in silence."""
 
@@ -207,6 +295,16 @@ class StrictLoader(yaml.SafeLoader):
                 )
             seen[key] = line
         return super().construct_mapping(node, deep)
+
+
+# YAML 1.1 reads the words on, off, yes and no as truth values, also where they are keys.
+StrictLoader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag != BOOL_TAG]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+StrictLoader.add_implicit_resolver(
+    BOOL_TAG, re.compile("^(true|True|TRUE|false|False|FALSE)$"), list("tTfF")
+)
 
 
 def told_yaml_error(error: Exception) -> str:
@@ -240,6 +338,8 @@ def read_study(content: object, *, folder: Path) -> Study:
         )
     if "measures" in content:
         content["measures"] = [spelled_out(m) for m in listed(content["measures"], "measures")]
+    if "controls" in content:
+        content["controls"] = named_controls(listed(content["controls"], "controls"))
     if content.get("folder") is not None:
         raise UnknownNameError.of("key of study", "folder", study_keys(Study))
     study = dataclasses.replace(read_value(Study, content, "study"), folder=folder)
@@ -261,8 +361,28 @@ def spelled_out(measure: object) -> dict[str, Any]:
     if isinstance(measure, Mapping) and len(measure) == 1:
         name, options = next(iter(measure.items()))
         if options is None or isinstance(options, Mapping):
-            return {"name": name, "options": dict(options or {})}
+            options = dict(options or {})
+            on = {"on": options.pop("on")} if "on" in options else {}
+            return {"name": name, "options": options, **on}
     raise StudyError(f"a measure must be a name or {{name: {{option: value}}}}, got {measure!r}")
+
+
+def named_controls(controls: list[Any]) -> dict[str, Any]:
+    """A list of `name` or `{name: options}` as one mapping."""
+    named: dict[str, Any] = {}
+    for control in controls:
+        entry = {control: None} if isinstance(control, str) else control
+        if not isinstance(entry, Mapping) or len(entry) != 1:
+            raise StudyError(
+                f"a control must be a name or {{name: {{option: value}}}}, got {control!r}"
+            )
+        name, options = next(iter(entry.items()))
+        if name not in study_keys(Controls):
+            raise UnknownNameError.of("control", name, study_keys(Controls))
+        if name in named:
+            raise StudyError(f"controls must not repeat an entry, got {name} twice")
+        named[name] = {} if options is None else options
+    return named
 
 
 def study_keys(kind: type) -> list[str]:
@@ -290,6 +410,8 @@ def read_value(kind: Any, value: object, where: str) -> Any:
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin in (typing.Union, types.UnionType):
         for option in arguments:
+            if dataclasses.is_dataclass(option) and isinstance(value, Mapping):
+                return read_value(option, value, where)
             try:
                 return read_value(option, value, where)
             except StudyError:
@@ -355,7 +477,7 @@ def check_study(study: Study) -> None:
         StudyError: A value out of its range.
     """
     for kind, names, known in (
-        ("metric", [study.metric], METRICS),
+        ("metric", study.metrics, METRICS),
         ("matching", study.matching, MATCHINGS),
         ("null", study.nulls, NULLS),
     ):
@@ -382,7 +504,7 @@ def check_study(study: Study) -> None:
         raise StudyError(
             f"filters.min_correlation must lie in [-1, 1), got {filters.min_correlation}"
         )
-    for where in ("seeds", "matching", "measures", "nulls"):
+    for where in ("seeds", "metrics", "matching", "measures", "nulls"):
         values = getattr(study, where)
         if len(values) == 0:
             raise StudyError(f"{where} must have at least one entry, it is empty")
@@ -405,11 +527,39 @@ def check_study(study: Study) -> None:
                 f"{where}.saes must hold {{layer}} when there are several layers, "
                 f"got {model.saes!r}"
             )
+    check_controls(study)
+
+
+def check_controls(study: Study) -> None:
+    """Refuse controls that lack what they compare.
+
+    Raises:
+        StudyError: A seed control without other SAEs, or a path that is the same for all layers.
+    """
+    untrained, seed = study.controls.untrained, study.controls.seed
+    if seed is not None and seed.saes_a is None and seed.saes_b is None:
+        raise StudyError(
+            "the control seed must say where other SAEs of a model lie, it says neither saes_a nor "
+            "saes_b: for instance `seed: {saes_a: other/layer_{layer}.safetensors}`"
+        )
+    if untrained is not None and untrained.seed < 0:
+        raise StudyError(f"controls.untrained.seed must be at least 0, got {untrained.seed}")
+    for name, control in (("untrained", untrained), ("seed", seed)):
+        for side, model in (("a", study.model_a), ("b", study.model_b)):
+            path = getattr(control, f"saes_{side}", None)
+            several = model.layers == "all" or len(model.layers) > 1
+            if path in (None, "random", "trained") or "{layer}" in path or not several:
+                continue
+            raise StudyError(
+                f"controls.{name}.saes_{side} must hold {{layer}} when there are several layers, "
+                f"got {path!r}"
+            )
 
 
 def study_mapping(study: Study) -> dict[str, Any]:
     """The study as a mapping that `read_study` reads back to the same study."""
     content = dataclasses.asdict(study)
     del content["folder"]
-    content["measures"] = [{m.name: m.options} if m.options else m.name for m in study.measures]
+    content["measures"] = [{m.name: m.asked} if m.asked else m.name for m in study.measures]
+    content["controls"] = study.controls.asked
     return {"saelign": FORMAT, **content}

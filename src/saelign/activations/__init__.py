@@ -1,6 +1,6 @@
 """Sparse feature activations on disk: written once, read ever after."""
 
-from saelign.activations.collect import collect
+from saelign.activations.collect import collect, sample_streams
 from saelign.activations.store import LayerActivations, activations_key, open_activations
 from saelign.activations.wiring import Wiring, check_wiring
 
@@ -11,4 +11,5 @@ __all__ = [
     "check_wiring",
     "collect",
     "open_activations",
+    "sample_streams",
 ]

@@ -1,7 +1,7 @@
 """Tokens -> sparse activations: run the model once, encode as it goes, keep the non-zeros."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -59,6 +59,7 @@ def collect(
     provenance: Mapping[str, Any] | None = None,
     batch_tokens: int = 8192,
     shard_tokens: int = 65536,
+    check_fit: bool = True,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[int, LayerActivations]:
     """The sparse activations of every SAE at its layer, computed where they are not stored yet.
@@ -79,6 +80,8 @@ def collect(
         provenance: Recorded beside the above; does not take part in the key.
         batch_tokens: Positions (padding included) of a forward pass.
         shard_tokens: Kept tokens of a shard, at most, unless one context has more.
+        check_fit: Refuse an SAE that does not explain its layer, or explains a neighbour better; of
+            untrained models none need do.
         progress: Called with tokens done and tokens in all, after each batch.
 
     Raises:
@@ -130,13 +133,54 @@ def collect(
         contexts_per_batch=max(1, batch_tokens // tokens.input_ids.shape[1]),
     )
     _check_ids(reader)
-    layers |= _wired(reader, saes, fresh)
+    layers |= _wired(reader, saes, fresh, check_fit=check_fit)
     _run(reader, saes, layers, shard_tokens=shard_tokens, progress=progress)
     return {layer: layers[layer] for layer in saes}
 
 
+def sample_streams(
+    *,
+    load: Callable[[], nn.Module],
+    blocks_path: str | None,
+    layers: Sequence[int],
+    tokens: Tokens,
+    n_tokens: int,
+    device: str = "cpu",
+    batch_tokens: int = 8192,
+) -> dict[int, Float32[Tensor, "token d_model"]]:
+    """Residual streams after the layers, of the first contexts that hold enough kept tokens.
+
+    Args:
+        load: Gives the model.
+        blocks_path: Where the model keeps its blocks; None: found by structure.
+        layers: After which blocks.
+        tokens: What to read.
+        n_tokens: How many tokens to give at least, if there are as many.
+        device: On which the model runs.
+        batch_tokens: Positions (padding included) of a forward pass.
+
+    Raises:
+        ActivationError: A residual stream that is not finite.
+        ModelError: The blocks are not found.
+    """
+    model = load()
+    reader = _Reader(
+        model=model,
+        blocks=find_blocks(model, blocks_path),
+        tokens=tokens,
+        device=device,
+        contexts_per_batch=max(1, batch_tokens // tokens.input_ids.shape[1]),
+    )
+    batches = list(_first_batches(reader, list(layers), n_tokens))
+    return {layer: torch.cat([batch[layer] for batch in batches]) for layer in layers}
+
+
 def _wired(
-    reader: _Reader, saes: Mapping[int, SAE], fresh: Mapping[int, LayerActivations]
+    reader: _Reader,
+    saes: Mapping[int, SAE],
+    fresh: Mapping[int, LayerActivations],
+    *,
+    check_fit: bool,
 ) -> dict[int, LayerActivations]:
     # The layers with their wiring measured, found good and recorded.
     if not fresh:
@@ -152,7 +196,7 @@ def _wired(
         {layer: saes[layer] for layer in fresh}, _first_batches(reader, asked), n_layers=n_layers
     )
     everywhere = range(-1, n_layers)
-    for layer, wiring in wirings.items():
+    for layer, wiring in wirings.items() if check_fit else ():
         check_wiring(
             saes[layer],
             wiring,
@@ -221,11 +265,13 @@ def _shard_bounds(
     return bounds
 
 
-def _first_batches(reader: _Reader, layers: list[int]) -> Iterator[Streams]:
+def _first_batches(
+    reader: _Reader, layers: list[int], n_tokens: int = N_TOKENS
+) -> Iterator[Streams]:
     # The streams of the first contexts, until they hold enough kept tokens.
     per_context = reader.tokens.kept.sum(axis=1)
     contexts = np.flatnonzero(per_context)
-    enough = int(np.searchsorted(np.cumsum(per_context[contexts]), N_TOKENS)) + 1
+    enough = int(np.searchsorted(np.cumsum(per_context[contexts]), n_tokens)) + 1
     contexts = contexts[:enough]
     n_batches = math.ceil(len(contexts) / reader.contexts_per_batch)
     for batch in np.array_split(contexts, n_batches):
