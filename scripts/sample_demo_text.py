@@ -1,11 +1,13 @@
 """Sample the demo's text from both demo models, half and half.
 
-    python scripts/sample_demo_text.py
+    python scripts/sample_demo_text.py OUT
 
+Reads OUT/A and OUT/B, writes OUT/text.safetensors.
 Ancestral sampling at temperature 1 from the whole vocabulary but `<|endoftext|>`, so that every
 context is full. The same seed and library versions give the same ids; the shipped file says which.
 """
 
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +17,6 @@ from transformers import AutoModelForCausalLM
 
 from saelign.text import save_token_ids
 
-DEMO = Path(__file__).parents[1] / "src" / "saelign" / "demo"
 SEED = 20261121
 CONTEXTS_EACH, CONTEXT_LENGTH, BATCH = 800, 128, 200
 BOS = 0
@@ -41,10 +42,11 @@ def sample(folder: Path, generator: torch.Generator) -> np.ndarray:
 
 
 if __name__ == "__main__":
+    out = Path(sys.argv[1])
     generator = torch.Generator().manual_seed(SEED)
-    ids = np.concatenate([sample(DEMO / name, generator) for name in ("A", "B")])
+    ids = np.concatenate([sample(out / name, generator) for name in ("A", "B")])
     save_token_ids(
-        DEMO / "text.safetensors",
+        out / "text.safetensors",
         ids.astype(np.uint16),
         {
             "made_by": "scripts/sample_demo_text.py",

@@ -46,12 +46,8 @@ RECIPES = {
     "A": Recipe(model="A", layers=range(DEPTH["A"]), d_sae=WIDTH["A"]),
     "B": Recipe(model="B", layers=range(DEPTH["B"]), d_sae=WIDTH["B"]),
     "A_seed": Recipe(model="A", layers=range(DEPTH["A"]), d_sae=WIDTH["A"], seed=1),
-    "A_untrained": Recipe(
-        model="A", layers=range(DEPTH["A"]), d_sae=WIDTH["A"], is_untrained=True
-    ),
-    "B_untrained": Recipe(
-        model="B", layers=range(DEPTH["B"]), d_sae=WIDTH["B"], is_untrained=True
-    ),
+    "A_untrained": Recipe(model="A", layers=range(DEPTH["A"]), d_sae=WIDTH["A"], is_untrained=True),
+    "B_untrained": Recipe(model="B", layers=range(DEPTH["B"]), d_sae=WIDTH["B"], is_untrained=True),
     "A_wide": Recipe(model="A", layers=range(3, 4), d_sae=4096),
     "B_wide": Recipe(model="B", layers=range(4, 5), d_sae=4096),
 }
@@ -93,7 +89,12 @@ def train(name: str, recipe: Recipe, text: Tokens, held_out: Tokens, out: Path) 
         report["weights_sha256"] = weights_sha256(model)
     fit, test = (
         sample_streams(
-            load=lambda: model, blocks_path=None, layers=missing, tokens=tokens, n_tokens=n
+            load=lambda: model,
+            blocks_path=None,
+            layers=missing,
+            tokens=tokens,
+            n_tokens=n,
+            dtype=torch.bfloat16,
         )
         for tokens, n in ((text, TRAINING_TOKENS), (held_out, HELD_OUT_TOKENS))
     )
@@ -115,9 +116,7 @@ def train(name: str, recipe: Recipe, text: Tokens, held_out: Tokens, out: Path) 
 if __name__ == "__main__":
     text_path, held_out_path, out = (Path(argument) for argument in sys.argv[1:4])
     tokenizer = PreTrainedTokenizerFast.from_pretrained(out / "tokenizer")
-    streams = [
-        token_stream(read_documents(path), tokenizer) for path in (text_path, held_out_path)
-    ]
+    streams = [token_stream(read_documents(path), tokenizer) for path in (text_path, held_out_path)]
     # The end of the text, from the first token that fills whole contexts.
     text = contexts_of(streams[0][-(TRAINING_TOKENS * 11 // 10) :])
     held_out = contexts_of(streams[1])

@@ -87,6 +87,9 @@ def test_layers_are_matched_by_their_number_and_only_common_ones_count():
     assert found["n_cells"] == 5 * 4
     assert found["spearman"] == 1
     assert found["mean_difference"] == 0
+    two = compared(x, x.iloc[:2], rng=rng())  # the other layers are none to resample
+    assert two["n_cells"] == 2 * 5
+    assert np.isnan([two[name] for name in INTERVALS]).all()
 
 
 def test_cells_that_one_grid_lacks_are_left_out_and_counted():

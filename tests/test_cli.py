@@ -230,9 +230,9 @@ def test_a_run_prints_its_tables_on_stdout_and_plain_lines_of_progress_on_stderr
     assert "3,000 tokens, saelign " in told.out
     assert "Where the models are most alike: one_to_one, rate_matched null" in told.out
     assert told.out.endswith(
-        f"\nresults: {folder}\nfigures: {folder}/figures (start with overview_one_to_one.png)\n"
+        f"\nresults: {folder}\nfigures: {folder}/figures (start with correlation_one_to_one.png)\n"
     )
-    assert (folder / "figures" / "overview_one_to_one.png").is_file()
+    assert (folder / "figures" / "correlation_one_to_one.png").is_file()
     assert " of 3,000" not in told.out
 
 
@@ -262,7 +262,7 @@ def test_a_small_p_and_a_missing_score_survive_as_json(tmp_path: Path) -> None:
     run = made_run(tmp_path)
     scores = run.scores
     scores.loc[0, "p"] = 1.2345678901234e-12
-    scores.loc[1, "score"] = np.nan
+    scores.loc[1, ["score", "n_components"]] = [np.nan, pd.NA]
     scores.to_parquet(tmp_path / "scores.parquet")
     told = json.loads(call("show", tmp_path, "--json").out)["scores"]
     assert told[0]["p"] == 1.2345678901234e-12
@@ -283,7 +283,7 @@ def test_show_of_one_matching_tells_of_no_other(tmp_path: Path) -> None:
 def test_the_figure_that_is_pointed_at_is_there(tmp_path: Path) -> None:
     run = made_run(tmp_path, matchings=("many_to_one",), seeds=(3, 4))
     assert f"figures: {tmp_path}/figures\n" in call("show", tmp_path).out
-    figure = tmp_path / "figures" / "overview_many_to_one_run0.png"
+    figure = tmp_path / "figures" / "correlation_many_to_one.png"
     figure.parent.mkdir()
     figure.touch()
     for arguments in ([], ["--matching", "many_to_one"]):
@@ -328,6 +328,7 @@ def test_check_says_what_a_study_comes_to_and_leaves_nothing_behind(
         "  tokens: 2,000, 2,000\n"
         "  masked: padding 0, special 134, first position 0, surplus 10; "
         "padding 0, special 134, first position 0, surplus 10\n"
+        "controls: none\n"
         "   cells: 4\n"
         "  scores: 4\n"
         f"     out: {tiny}/a/b\n"
@@ -387,7 +388,7 @@ def test_on_a_terminal_progress_is_bars_while_stdout_stays_json_alone(
     assert told.returncode == 0, bars
     assert len(json.loads(told.stdout)["scores"]) == 2
     assert "━━━" in bars
-    assert re.search(r"draw figures.*6/6", bars)
+    assert re.search(r"draw figures.*(\d+)/\1", bars)
     assert not PROGRESS.search(bars)
     assert bars.count("\x1b[?25h") == 1  # the cursor is shown again
 
@@ -770,7 +771,7 @@ BAD = {
     ),
     "a run that was not finished": Bad(
         command=SHOW,
-        files=lambda here: (here / "old" / "run.json").write_text('{"format": 1}'),
+        files=lambda here: (here / "old" / "run.json").write_text(f'{{"format": {FORMAT}}}'),
         says="the run in {here}/old was not finished: start it again, it goes on where it stopped",
     ),
     "damaged scores": Bad(

@@ -111,7 +111,8 @@ def test_within_token_correlation_tells_trained_from_untrained_better(finished: 
 def test_a_model_against_other_saes_of_its_own_is_the_ceiling(finished: Run) -> None:
     ceiling = finished.grid("held_out_correlation", control="seed_a")
     assert list(ceiling.columns) == [1, 4]  # layers of A on both axes
-    assert np.diag(ceiling).min() > finished.grid("held_out_correlation").to_numpy().max()
+    best = finished.grid("held_out_correlation").max(axis=1)
+    assert (np.diag(ceiling) > best).all()  # layer by layer of A
 
 
 def test_held_out_intervals_hold_their_mean_and_it_is_below_the_plain_one(finished: Run) -> None:
@@ -133,7 +134,8 @@ def test_the_summary_is_the_mean_over_runs(finished: Run) -> None:
     keys = ["control", "metric", "layer_a", "layer_b", "matching", "measure", "null"]
     means = finished.scores.groupby(keys, sort=False)["score"].mean()
     pd.testing.assert_series_equal(finished.summary.set_index(keys)["score"], means)
-    assert (finished.summary["n_runs"] == 2).all()
+    own = finished.summary[finished.summary["control"] == "trained"]
+    assert (own["n_runs"] == 2).all()
 
 
 def test_every_feature_has_a_verdict_and_the_decoy_lacks_hardly_anything(finished: Run) -> None:
@@ -235,14 +237,18 @@ def test_a_second_study_with_controls_reuses_the_first_ones_activations(
     before = finished.scores
     before = before[(before["run"] == 1) & (before["metric"] == "pearson")]
     same = ["score", "null_mean", "p"]
-    assert np.array_equal(again.scores[same], before[same])
+    assert np.array_equal(again.scores[same], before[same], equal_nan=True)
     shutil.rmtree(tmp_path / "out")
 
 
 @pytest.mark.parametrize(
     ("controls", "error", "message"),
     [
-        (["untraned"], UnknownNameError, "unknown control 'untraned', did you mean untrained"),
+        (
+            ["untraned"],
+            UnknownNameError,
+            r"unknown control 'untraned' \(did you mean 'untrained'\?\)",
+        ),
         (["seed"], StudyError, "the control seed must say where other SAEs of a model lie"),
         (
             [{"seed": {"saes_a": "other.safetensors"}}],

@@ -15,13 +15,13 @@ from saelign.demo import FOLDER
 DEMO_FILES = {
     "__init__.py",
     "config.json",
+    "generation_config.json",
     "model.safetensors",
-    "report.json",
     "study.yaml",
     "text.safetensors",
     "tokenizer.json",
     "tokenizer_config.json",
-    "train_log.json",
+    "training.json",
 }
 
 
@@ -82,8 +82,10 @@ def test_the_readmes_lines_of_python_run_as_they_stand() -> None:
     codes = rng.random((500, 40)) * (rng.random((500, 40)) < 0.2)
     rows = rng.normal(size=(40, 16))
     names = {"acts_a": codes, "acts_b": codes[:, ::-1], "W_dec_a": rows, "W_dec_b": rows[::-1]}
+    names["documents"] = np.arange(500) // 10
     exec(lines, names)
     assert names["s"].score == pytest.approx(1)
+    assert names["held"].mean == pytest.approx(1)
     assert (names["pairs"]["feature_a"] + names["pairs"]["feature_b"] == 39).all()
 
 

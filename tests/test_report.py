@@ -265,6 +265,20 @@ def axes_of(panel: Panel) -> Axes:
     return ax
 
 
+class Unsaved(Figure):
+    """Drawn, but not as a file: what takes the time."""
+
+    def savefig(self, *_: Any, **__: Any) -> None:
+        pass
+
+
+def unsaved_figures(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
+    """Every figure that will be made."""
+    made: list[Figure] = []
+    monkeypatch.setattr(panels, "Figure", lambda **size: made.append(Unsaved(**size)) or made[-1])
+    return made
+
+
 def hatched_cells(ax: Axes) -> set[tuple[int, int]]:
     patches = [p for p in ax.patches if isinstance(p, Rectangle) and p.get_hatch()]
     return {(round(p.get_y() + 0.5), round(p.get_x() + 0.5)) for p in patches}
@@ -405,8 +419,7 @@ def test_an_axis_is_told_below_the_lowest_panel_of_each_column(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = made_run(tmp_path, measures=("rsa",), matchings=("one_to_one",), seeds=(3, 4))
-    made: list[Figure] = []
-    monkeypatch.setattr(panels, "Figure", lambda **size: made.append(Figure(**size)) or made[-1])
+    made = unsaved_figures(monkeypatch)
     write_sheet(tmp_path, measure_sheets(run)[0], "")
     told = [bool(ax.get_xlabel()) for ax in made[0].axes if ax.get_title(loc="left")]
     assert told == [False] * 4 + [True] * 5
@@ -440,8 +453,7 @@ def test_a_figure_names_both_models_and_what_hatching_means_above_everything_els
         matchings=("one_to_one",), names=("/models/gemma-2-2b/", long), controls=ALL_CONTROLS,
         judged=True, seeds=(3, 4),
     )  # fmt: skip
-    made: list[Figure] = []
-    monkeypatch.setattr(panels, "Figure", lambda **size: made.append(Figure(**size)) or made[-1])
+    made = unsaved_figures(monkeypatch)
     write_figures(alone, progress=untold)
     write_figures(beside, progress=untold)
     assert len(made) == 4 + 6

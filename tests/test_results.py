@@ -1,8 +1,6 @@
 """A run's folder: written whole or not at all, read back as it was, or refused with the way out."""
 
-import itertools
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +9,7 @@ import pandas as pd
 import pytest
 from pyarrow.parquet import ParquetFile
 
+import test_report
 from saelign.errors import (
     DamagedError,
     FormatError,
@@ -29,94 +28,28 @@ from saelign.results import (
 )
 
 
-def made_run(
-    folder: Path,
-    *,
-    layers_a: Sequence[int] = (0, 1),
-    layers_b: Sequence[int] = (0, 1, 10),
-    measures: Sequence[str] = ("rsa", "svcca"),
-    matchings: Sequence[str] = ("one_to_one", "many_to_one"),
-    nulls: Sequence[str] = ("shuffle", "rate_matched"),
-    seeds: Sequence[int] = (0,),
-    names: tuple[str, str] = ("pythia-70m", "pythia-160m"),
-    parts: bool = True,
-    **info: Any,
-) -> Run:
-    """A finished run made by hand: every number drawn, no model loaded."""
-    rng = np.random.default_rng(0)
-    runs = range(len(seeds))
-    cells = pd.DataFrame(
-        [
-            {
-                "run": run,
-                "layer_a": a,
-                "layer_b": b,
-                "matching": matching,
-                "n_pairs": 200 + a,
-                "n_kept": 100 + a + b,
-                "mean_correlation": rng.uniform(0.2, 0.5),
-                "mean_correlation_kept": rng.uniform(0.5, 0.7),
-            }
-            for run, a, b, matching in itertools.product(runs, layers_a, layers_b, matchings)
-        ]
-    )
-    scores = pd.DataFrame(
-        [
-            {
-                "run": run,
-                "layer_a": a,
-                "layer_b": b,
-                "matching": matching,
-                "subspace": "all",
-                "measure": measure,
-                "null": null,
-                "score": rng.uniform(0.3, 0.8),
-                "null_mean": rng.uniform(-0.01, 0.2),
-                "null_sd": 0.01,
-                "z": 10.0,
-                "p": rng.uniform(1e-4, 0.1),
-                "q": rng.uniform(1e-4, 0.1),
-                "calibrated": rng.uniform(0.2, 0.6),
-                "n_pairs": 100 + a + b,
-                "n_components": 20 if measure == "svcca" else None,
-                "n_permutations": 999,
-                "floor_limited": False,
-                "note": "",
-            }
-            for run, a, b, matching in itertools.product(runs, layers_a, layers_b, matchings)
-            for measure, null in itertools.product(measures, nulls)
-        ]
-    ).astype({"n_components": "Int64"})
+def made_run(folder: Path, **changes: Any) -> Run:
+    """A finished run made by hand, with the tables of its layers, pairs and features."""
+    run = test_report.made_run(folder, **changes)
+    cells = run.cells
+    columns = (("a", "layer_a"), ("b", "layer_b"))
     layers = pd.DataFrame(
         [
-            {"run": run, "model": side, "layer": layer, "n_features": 4, "n_dead": 0, "n_rare": 1}
-            for run in runs
-            for side, present in (("a", layers_a), ("b", layers_b))
-            for layer in present
+            {"run": index, "model": side, "layer": layer, "n_features": 4, "n_dead": 0, "n_rare": 1}
+            for index in cells["run"].unique()
+            for side, column in columns
+            for layer in cells[column].unique()
         ]
     )
-    write_table(cells, folder / "cells.parquet")
-    write_table(scores, folder / "scores.parquet", csv=True)
     write_table(layers, folder / "layers.parquet")
-    for row in cells.itertuples() if parts else ():
+    for row in cells.itertuples():
         pairs = pd.DataFrame({"feature_a": [row.layer_a], "feature_b": [row.layer_b]})
-        name = pairs_name(row.layer_a, row.layer_b, row.matching, row.run)
-        write_table(pairs, folder / "pairs" / name)
-    for row in layers.itertuples() if parts else ():
+        where = {name: getattr(row, name) for name in ("control", "metric", "matching", "run")}
+        write_table(pairs, folder / pairs_name(row.layer_a, row.layer_b, **where))
+    for row in layers.itertuples():
         features = pd.DataFrame({"feature": range(4), "layer": row.layer, "model": row.model})
-        write_table(features, folder / "features" / features_name(row.model, row.layer, row.run))
-    told = {
-        "complete": True,
-        "name": "made",
-        "versions": {"saelign": "0.1.0"},
-        "seeds": list(seeds),
-        "text": [{"n_tokens": 2000} for _ in seeds],
-        "models": {"a": {"name": names[0]}, "b": {"name": names[1]}},
-        "warnings": [],
-        **info,
-    }
-    write_info(told, folder)
-    return open_run(folder)
+        write_table(features, folder / features_name(row.model, row.layer, row.run))
+    return run
 
 
 @pytest.fixture(scope="module")
@@ -129,7 +62,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 def test_a_run_is_opened_by_its_folder_given_as_path_or_text(made: Run) -> None:
     assert open_run(made.folder).info == open_run(str(made.folder)).info == made.info
-    assert made.info["format"] == 1
+    assert made.info["format"] == 2
 
 
 @pytest.mark.parametrize(
@@ -181,18 +114,22 @@ def test_a_grid_holds_any_column_of_cells(made: Run, column: str) -> None:
         (
             {"measure": "svca"},
             "unknown measure of this run 'svca' (did you mean 'svcca'?), expected one of: "
-            "mean_correlation, mean_correlation_kept, n_kept, n_pairs, rsa, svcca",
+            "held_out_correlation, held_out_correlation_kept, held_out_high, held_out_kept_high, "
+            "held_out_kept_low, held_out_low, mean_correlation, mean_correlation_kept, "
+            "mean_margin, mean_within_token, mean_within_token_kept, mutual_share, n_kept, "
+            "n_pairs, n_silent_held_out, note, rsa, svcca",
         ),
         (
             {"measure": "rsa", "value": "calibrate"},
             "unknown value 'calibrate' (did you mean 'calibrated'?), expected one of: calibrated, "
             "floor_limited, n_components, n_pairs, n_permutations, note, null_mean, null_sd, p, q, "
-            "score, z",
+            "score, score_half_1, score_half_2, z",
         ),
         (
             {"measure": "rsa", "value": "layer_a"},
             "unknown value 'layer_a', expected one of: calibrated, floor_limited, n_components, "
-            "n_pairs, n_permutations, note, null_mean, null_sd, p, q, score, z",
+            "n_pairs, n_permutations, note, null_mean, null_sd, p, q, score, score_half_1, "
+            "score_half_2, z",
         ),
         (
             {"measure": "rsa", "matching": "many_to_many"},
@@ -203,6 +140,14 @@ def test_a_grid_holds_any_column_of_cells(made: Run, column: str) -> None:
             {"measure": "rsa", "null": "rate-matched"},
             "unknown null of this run 'rate-matched' (did you mean 'rate_matched'?), expected one "
             "of: rate_matched, shuffle",
+        ),
+        (
+            {"measure": "rsa", "control": "untrained"},
+            "unknown control of this run 'untrained', expected one of: trained",
+        ),
+        (
+            {"measure": "rsa", "metric": "cosin"},
+            "unknown metric of this run 'cosin', expected one of: pearson",
         ),
         ({"measure": "rsa", "run": 2}, "these results hold no run 2, expected one of: 0, 1"),
         (
@@ -283,17 +228,22 @@ def test_pairs_and_features_that_the_run_does_not_hold_are_refused_with_what_it_
             "{folder}/run.json must be what saelign wrote, it is damaged: run the study again",
         ),
         (
-            '{"format": 1, "complete": true, "name": "made"}',
+            '{"format": 2, "complete": true, "name": "made"}',
             DamagedError,
             "{folder}/run.json must be what saelign wrote, it is damaged: run the study again",
         ),
         (
-            '{"format": 2, "complete": true}',
+            '{"format": 3, "complete": true}',
             FormatError,
-            "this version reads runs of format 1, {folder}/run.json has 2: upgrade saelign",
+            "this version reads runs of format 2, {folder}/run.json has 3: upgrade saelign",
         ),
         (
-            '{"format": 1, "complete": false}',
+            '{"format": 1, "complete": true}',
+            FormatError,
+            "this version reads runs of format 2, {folder}/run.json has 1: run the study again",
+        ),
+        (
+            '{"format": 2, "complete": false}',
             MissingFileError,
             "the run in {folder} was not finished: start it again, it goes on where it stopped",
         ),
@@ -426,4 +376,4 @@ def test_a_folder_where_a_file_must_be_is_told_and_left_as_it_is(tmp_path: Path)
 def test_what_is_written_can_be_read_by_everyone(tmp_path: Path) -> None:
     write_info({"complete": True}, tmp_path)
     assert (tmp_path / "run.json").stat().st_mode & 0o777 == 0o644
-    assert json.loads((tmp_path / "run.json").read_text()) == {"format": 1, "complete": True}
+    assert json.loads((tmp_path / "run.json").read_text()) == {"format": 2, "complete": True}

@@ -83,7 +83,7 @@ def test_paths_start_at_the_study_files_folder(tmp_path: Path) -> None:
             {"measures": ["ckaa"]},
             UnknownNameError,
             "unknown measure 'ckaa' (did you mean 'cka'?), expected one of: "
-            "cka, pc1, rsa, svcca, svcca_r2",
+            "cka, mutual_knn, pc1, procrustes, pwcca, rsa, svcca, svcca_r2",
         ),
         (
             {"measures": [{"rsa": {"iner": "cosine"}}]},

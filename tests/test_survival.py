@@ -21,7 +21,8 @@ import yaml
 from safetensors.torch import save_file
 
 from conftest import N_LAYERS, lossless_sae, tiny_model, tiny_tokenizer
-from saelign.activations import open_activations
+from saelign.activations import LayerActivations, open_activations
+from saelign.activations.store import write_manifest
 from saelign.results import open_run
 
 SCRIPT = Path(sys.executable).with_name("saelign")
@@ -296,7 +297,7 @@ def test_a_run_killed_at_random_moments_does_only_what_is_missing(
     log = ["killed after       told last                              on the disk | done since"]
     before = OnDisk.at(store, out)
     kills = 0
-    while kills < 4:
+    while kills < 3:
         process = Process(undisturbed.study, out, store)
         moment = rng.uniform(0, undisturbed.seconds)
         patient_until = time.monotonic() + moment
@@ -394,8 +395,8 @@ FULL_STORE = re.compile(
     r"again"
 )
 FULL_OUT = re.compile(
-    r"saelign: \S+ must be writable, it is not: (No space left on device|File too large); free "
-    r"space or choose another folder with --out"
+    r"saelign: \S+ must be writable, it is not: (.* )?(No space left on device|File too large); "
+    r"free space or choose another folder with --out"
 )
 IN_SMALL = """
 mount -t tmpfs -o size=$SMALL tmpfs "$FULL" || exit 77
@@ -463,7 +464,7 @@ def test_a_disk_too_small_for_the_store_stops_a_run_that_later_goes_on(
     assert after.items() >= written.items()
 
 
-@pytest.mark.parametrize("share", [0.02, 0.3, 0.6, 0.9])
+@pytest.mark.parametrize("share", [0.02, 0.4, 0.95])
 def test_a_disk_too_small_for_the_results_stops_a_run_that_later_goes_on(
     share: float, undisturbed: Undisturbed, tmp_path: Path
 ) -> None:
@@ -495,7 +496,7 @@ def test_files_refused_by_the_store_stop_a_run_that_later_goes_on(
     check_store(store)
 
 
-@pytest.mark.parametrize("n_bytes", [500, 8_000, 30_000])
+@pytest.mark.parametrize("n_bytes", [500, 15_000])
 def test_files_refused_by_the_results_folder_stop_a_run_that_later_goes_on(
     n_bytes: int, undisturbed: Undisturbed, tmp_path: Path
 ) -> None:
@@ -507,3 +508,16 @@ def test_files_refused_by_the_results_folder_stop_a_run_that_later_goes_on(
     process = Process(undisturbed.study, out, undisturbed.store)
     assert process.end() == 0, process.told
     assert numbers(out) == undisturbed.numbers
+
+
+def test_what_a_killed_run_was_writing_is_removed_once_it_is_old(tmp_path: Path) -> None:
+    layer = LayerActivations(
+        folder=tmp_path / "layer", d_sae=4, n_tokens=9, complete=False, shard_files=()
+    )
+    write_manifest(layer)
+    old, new = (layer.folder / f".shard-00000.{name}.tmp" for name in ("old", "new"))
+    for path in (old, new):
+        path.write_bytes(b"half a shard")
+    os.utime(old, (0, 0))
+    write_manifest(layer)
+    assert temporaries(tmp_path) == [new]

@@ -34,9 +34,10 @@ def same(sae, other):
 @pytest.fixture(scope="module")
 def trained():
     acts, atoms = planted()
-    held_out, _ = acts[-2000:], acts
-    sae, report = train_sae(acts[:-2000], d_sae=48, k=K, seed=0, held_out=held_out, epochs=40.0,
-                            batch_tokens=256)  # fmt: skip
+    held_out = acts[-2000:]
+    sae, report = train_sae(
+        acts[:-2000], d_sae=48, k=K, seed=0, held_out=held_out, epochs=40.0, batch_tokens=256
+    )
     return sae, report, held_out, atoms
 
 
@@ -126,8 +127,8 @@ def test_no_feature_stays_silent_though_most_atoms_are_rare():
 
 def test_features_share_a_threshold_save_those_that_it_would_silence():
     pre = torch.tensor([[5.0, 1.0, -2.0], [6.0, 2.0, -1.0], [7.0, 3.0, -3.0], [8.0, 0.0, 4.0]])
-    # Two of twelve are above 6; the second feature is above 1 twice, the third hardly ever positive.
-    assert _thresholds(pre.repeat_interleave(1, dim=0), 1).tolist() == [4.0, 1.0, 0.0]
+    # Four values are above 4, one a token; the second feature is above 1 at two tokens.
+    assert _thresholds(pre, 1).tolist() == [4.0, 1.0, 0.0]
 
 
 def test_a_step_follows_the_gradient_that_torch_finds():
@@ -212,7 +213,9 @@ def test_sizes_that_do_not_fit_are_refused():
     with pytest.raises(ShapeError, match=r"activations must be 24 wide, got 10"):
         random_sae((24, 96), acts[:, :10], l0=4.0, seed=0)
     for l0 in (0.0, 32.0):
-        with pytest.raises(ShapeError, match=rf"below a third of the 96 features, got {l0:g}: half"):
+        with pytest.raises(
+            ShapeError, match=rf"below a third of the 96 features, got {l0:g}: half"
+        ):
             random_sae((24, 96), acts, l0=l0, seed=0)
 
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
+from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, ViTConfig
 
 from conftest import CONFIGS
 from saelign.errors import ModelError, UnknownNameError
@@ -94,9 +94,6 @@ class Shifted(nn.Module):
         self.shifted = nn.Parameter(torch.randn(400, 40) * 0.25 + 3)
         self.lone = nn.Parameter(torch.tensor(2.0))
 
-    def named_parameters(self, *args, **kwargs):
-        return super().named_parameters(*args, **kwargs)
-
 
 def test_what_is_drawn_about_another_centre_stays_there(monkeypatch):
     monkeypatch.setattr(
@@ -179,8 +176,6 @@ def test_weights_other_than_recorded_are_refused():
 
 
 def test_what_cannot_be_a_twin_is_refused_in_one_line(tmp_path):
-    from transformers import ViTConfig
-
     with pytest.raises(UnknownNameError, match=r"dtype 'float23' \(did you mean 'float32'\?\)"):
         untrained_model(wide_llama(), seed=0, dtype="float23")
     with pytest.raises(ModelError, match=r"device 'warp' cannot be used"):

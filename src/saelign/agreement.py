@@ -89,7 +89,9 @@ def mean_grid(scores: pd.DataFrame) -> pd.DataFrame:
     return scores.groupby(CELL)["score"].mean().unstack()
 
 
-def compared(x: pd.DataFrame, y: pd.DataFrame, *, rng: np.random.Generator) -> dict[str, int | float]:
+def compared(
+    x: pd.DataFrame, y: pd.DataFrame, *, rng: np.random.Generator
+) -> dict[str, int | float]:
     """Rank correlation and mean difference of two grids over the cells that both have."""
     x, y = x.align(y, join="inner")
     a, b = x.to_numpy(dtype=float), y.to_numpy(dtype=float)

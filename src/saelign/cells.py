@@ -81,7 +81,7 @@ class Cell:
 
     rows: list[dict[str, Any]]
     scores: list[dict[str, Any]]
-    null_scores: list[Float64[np.ndarray, "_"]]
+    null_scores: list[np.ndarray]
     evidence: tuple[Evidence, Evidence] | None
 
 
@@ -353,7 +353,7 @@ def held_out_correlations(
 
 def score_matched(
     setting: Setting, pair: LayerPair, matched: Matched, where: Mapping[str, Any]
-) -> tuple[list[dict[str, Any]], list[Float64[np.ndarray, "_"]]]:
+) -> tuple[list[dict[str, Any]], list[np.ndarray]]:
     """Every measure of the study beside every null; and the nulls as drawn."""
     study = setting.study
     rows: list[dict[str, Any]] = []
@@ -454,7 +454,7 @@ def score_rows(
     measures: list[MeasureStudy],
     side: MatchedRows,
     where: Mapping[str, Any],
-) -> tuple[list[dict[str, Any]], list[Float64[np.ndarray, "_"]]]:
+) -> tuple[list[dict[str, Any]], list[np.ndarray]]:
     """Each measure beside each null. What cannot be scored keeps its place, with a note."""
     study, partners = setting.study, side.partners
     # Controls draw the same shuffles as the study's own: what differs is what is compared.

@@ -160,7 +160,8 @@ def in_words(value: Any) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{key.replace('_', ' ')} {in_words(v)}" for key, v in value.items())
     if isinstance(value, list):
-        return (", " if not value or isinstance(value[0], int) else "; ").join(map(in_words, value))
+        between = ", " if value and isinstance(value[0], int) else "; "
+        return between.join(map(in_words, value)) or "none"
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 
@@ -198,8 +199,8 @@ def print_run(run: Any, *, as_json: bool, matching: str | None) -> None:
     folder = run.folder.resolve()
     print(f"\nresults: {folder}")
     first = matching or str(run.scores["matching"].iloc[0])
-    overviews = sorted((folder / "figures").glob(f"overview_{first}*.png"))
-    start = f" (start with {overviews[0].name})" if overviews else ""
+    drawn = sorted((folder / "figures").glob(f"correlation_{first}*.png"))
+    start = f" (start with {drawn[0].name})" if drawn else ""
     print(f"figures: {folder / 'figures'}{start}")
 
 

@@ -25,7 +25,7 @@ FORMAT = 2
 TRAINED = "trained"
 """The comparison that a study is about, the models as given; what controls are held against."""
 
-NEEDED = {"name", "versions", "seeds", "metrics", "text", "models"}
+NEEDED = {"name", "versions", "seeds", "metrics", "controls", "text", "models"}
 """Keys of a finished run's `run.json` that its tables and figures tell of."""
 
 

@@ -146,8 +146,9 @@ def sample_streams(
     tokens: Tokens,
     n_tokens: int,
     device: str = "cpu",
+    dtype: torch.dtype = torch.float32,
     batch_tokens: int = 8192,
-) -> dict[int, Float32[Tensor, "token d_model"]]:
+) -> dict[int, Float[Tensor, "token d_model"]]:
     """Residual streams after the layers, of the first contexts that hold enough kept tokens.
 
     Args:
@@ -157,6 +158,7 @@ def sample_streams(
         tokens: What to read.
         n_tokens: How many tokens to give at least, if there are as many.
         device: On which the model runs.
+        dtype: In which the streams are kept; bfloat16 takes half the memory.
         batch_tokens: Positions (padding included) of a forward pass.
 
     Raises:
@@ -171,8 +173,17 @@ def sample_streams(
         device=device,
         contexts_per_batch=max(1, batch_tokens // tokens.input_ids.shape[1]),
     )
-    batches = list(_first_batches(reader, list(layers), n_tokens))
-    return {layer: torch.cat([batch[layer] for batch in batches]) for layer in layers}
+    n_kept = int(tokens.kept.sum())
+    streams: dict[int, Tensor] = {}
+    done = 0
+    for batch in _first_batches(reader, list(layers), n_tokens):
+        for layer, stream in batch.items():
+            if layer not in streams:  # room for a last context that goes beyond what was asked for
+                rows = min(n_kept, n_tokens + tokens.input_ids.shape[1])
+                streams[layer] = torch.empty(rows, stream.shape[1], dtype=dtype)
+            streams[layer][done : done + len(stream)] = stream.to(dtype)
+        done += len(next(iter(batch.values())))
+    return {layer: stream[:done] for layer, stream in streams.items()}
 
 
 def _wired(

@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import json
 import os
+import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -28,6 +29,7 @@ from saelign.errors import DamagedError, FormatError, MissingFileError, StorageE
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 _WIDEST_UINT16 = 65536
+_STALE_SECONDS = 3600.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -207,6 +209,7 @@ def write_manifest(layer: LayerActivations) -> None:
         "provenance": layer.provenance,
     }
     write_atomically(layer.folder / MANIFEST, json.dumps(manifest, indent=1).encode())
+    _remove_stale(layer.folder)
 
 
 def write_atomically(path: Path, data: bytes) -> None:
@@ -230,6 +233,15 @@ def write_atomically(path: Path, data: bytes) -> None:
             f"the store must be writable, cannot write {path}: {error.strerror or error}; what is "
             "stored already stays usable: free space or choose another folder, and run again"
         ) from error
+
+
+def _remove_stale(folder: Path) -> None:
+    # What a killed run was writing stays under its temporary name. That of another run at work is
+    # seconds old.
+    for path in folder.glob(".*.tmp"):
+        with contextlib.suppress(OSError):
+            if time.time() - path.stat().st_mtime > _STALE_SECONDS:
+                path.unlink()
 
 
 # A file is hashed once a process as long as its size and time stay the same: a grid of layer pairs

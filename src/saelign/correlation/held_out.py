@@ -278,8 +278,8 @@ def bootstrap_mean_correlation(
     """The mean held-out correlation of pairs, and how far other documents would have moved it.
 
     Each half's documents are resampled with replacement, independently, and the pairs correlated
-    again; they are never matched again. The interval is that of the resampled means' percentiles.
-    It says nothing of what other documents would have matched.
+    again; they are never matched again. The interval is that of the resampled means' percentiles,
+    set about the mean. It says nothing of what other documents would have matched.
 
     Args:
         halves: One, or both for the average of the two directions.
@@ -319,8 +319,8 @@ def bootstrap_subsets(
             "a bootstrap must have a half and a resample at least, got "
             f"{len(halves)} halves and n_resamples={n_resamples}"
         )
-    correlations: list[Float64[np.ndarray, "_"]] = []
-    resampled: list[Float64[np.ndarray, "_ _"]] = []
+    correlations: list[np.ndarray] = []
+    resampled: list[np.ndarray] = []
     for half, of_half in zip(halves, subsets, strict=True):
         n_documents = len(np.unique(half.documents))
         counts = document_counts(n_documents, n_resamples, rng=rng)
@@ -350,9 +350,13 @@ def _interval(
     averages = np.mean([resampled[i] for i in heard], axis=0) if heard else np.full(1, np.nan)
     averages = averages[~np.isnan(averages)]
     outside = (1 - level) / 2
-    low, high = np.quantile(averages, [outside, 1 - outside]) if len(averages) else (np.nan, np.nan)
+    mean = float(np.mean(means)) if means else np.nan
+    # A resample lacks a third of the documents, and with them all that rare features have, so that
+    # resampled means run low. The interval is their spread, set about the mean.
+    about = averages - averages.mean() + mean if len(averages) else np.full(1, np.nan)
+    low, high = np.quantile(about, [outside, 1 - outside])
     return BootstrapMean(
-        mean=float(np.mean(means)) if means else np.nan,
+        mean=mean,
         low=float(low),
         high=float(high),
         n_silent=int(sum(np.isnan(r).sum() for r in correlations)),

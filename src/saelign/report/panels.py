@@ -25,6 +25,8 @@ MAX_ANNOTATED = 14
 
 LEAST_INK, MOST_INK = 5.0, 6.5
 """Points of the numbers in cells; where even the smaller do not fit, there are none."""
+TITLE = 9.0
+"""Points of the title above all."""
 EM = 0.6
 """Width of a letter, on average, in units of its size."""
 POINTS = 72
@@ -127,8 +129,8 @@ LEFT, GAP, BAR, NAME = 0.5, 0.3, 0.68, 0.22
 bar with its numbers, and of a row's name."""
 
 TOP, TICKS, BOTTOM, LINE, EDGE = 0.24, 0.2, 0.38, 0.16, 0.08
-"""Inches above a panel, below it where its axis is told further down, below the last, of a line of
-the title above all, and above that."""
+"""Inches above a panel; below it, where its axis is told further down and where it is told there;
+of a line of the title above all; and above that."""
 
 CELL, ROW, BAR_ROW = 0.36, 0.30, 0.22
 """Inches of a cell where there is room, and of a stacked bar."""
@@ -194,8 +196,6 @@ def row_height(panel: Panel | Bars, cell: float) -> float:
 def write_sheet(folder: Path, sheet: Sheet, about: str) -> Path:
     """Write a figure of panels as SVG and PNG, and its table as CSV; gives the PNG's path.
 
-    Panels are placed by hand: all are of one size, and a layout engine takes as long as the rest.
-
     Args:
         folder: Where the files go.
         sheet: What to draw.
@@ -204,68 +204,8 @@ def write_sheet(folder: Path, sheet: Sheet, about: str) -> Path:
     title = f"{sheet.title}\n{about}".rstrip()
     if any(isinstance(p, Panel) and p.hatched is not None for row in sheet.rows for p in row):
         title += f"\nhatched: q ≥ {SIGNIFICANCE}, no better than chance after correction"
-    lines = title.split("\n")
-    start = NAME if sheet.row_names else 0.0
-    cell = cell_width(sheet, start)
-    places = [row_places(row, start, cell) for row in sheet.rows]
-    heights = [row_height(row[0], cell) for row in sheet.rows]
-    right = max(row[-1].left + row[-1].width + BAR * row[-1].is_barred for row in places)
-    total_width = max(right + 2 * EDGE, max(map(len, lines)) * EM * 9 / POINTS + 0.2)
-    head = 2 * EDGE + LINE * (len(lines) + len(sheet.legend))
-    # An axis is told below the lowest panel of a column.
-    lowest = [len(after) for after in sheet.rows[1:]] + [0]
-    below = [
-        BOTTOM if len(row) > first else TICKS for row, first in zip(sheet.rows, lowest, strict=True)
-    ]
-    total_height = head + sum(heights) + len(heights) * TOP + sum(below)
     with mpl.rc_context({"font.size": 8, "svg.hashsalt": "saelign", "hatch.linewidth": 0.6}):
-        figure = Figure(figsize=(total_width, total_height))
-        FigureCanvasAgg(figure)
-
-        def axes_at(left: float, bottom: float, width: float, height: float) -> Axes:
-            return figure.add_axes(
-                (
-                    left / total_width,
-                    bottom / total_height,
-                    width / total_width,
-                    height / total_height,
-                )
-            )
-
-        bottom = total_height - head
-        for i, (row, height) in enumerate(zip(sheet.rows, heights, strict=True)):
-            bottom -= TOP + height
-            for j, (panel, place) in enumerate(zip(row, places[i], strict=True)):
-                ax = axes_at(place.left, bottom, place.width, height)
-                if isinstance(panel, Bars):
-                    draw_bars(ax, panel)
-                else:
-                    image = draw_panel(ax, panel)
-                    if place.is_barred:
-                        bar = axes_at(place.left + place.width + 0.06, bottom, 0.09, height)
-                        figure.colorbar(image, cax=bar)
-                if place.is_labelled:
-                    ax.set_ylabel(panel.y_label)
-                if j >= lowest[i]:
-                    room = (place.width + GAP / 2) * POINTS
-                    ax.set_xlabel(panel.x_label, fontsize=fitted(panel.x_label, room))
-            if sheet.row_names:
-                figure.text(
-                    0.09 / total_width,
-                    (bottom + height / 2) / total_height,
-                    sheet.row_names[i],
-                    size=fitted(sheet.row_names[i], (height + TOP) * POINTS, most=9.0),
-                    weight="bold", rotation="vertical", va="center",
-                )  # fmt: skip
-            bottom -= below[i]
-        figure.suptitle(title, fontsize=9, y=1 - EDGE / total_height)
-        if sheet.legend:
-            figure.legend(
-                handles=[Patch(facecolor=colour, label=told) for colour, told in sheet.legend],
-                loc="upper left",
-                bbox_to_anchor=(LEFT / total_width, 1 - (EDGE + LINE * len(lines)) / total_height),
-                borderaxespad=0, frameon=False, fontsize=8, labelspacing=0.25, handlelength=1.2,
-            )  # fmt: skip
+        figure = figure_of(sheet, title)
         # Not `with_suffix`: a measure's options may put a dot into the name.
         for suffix, metadata in (("svg", {"Date": None}), ("png", {})):
             with written(folder / f"{sheet.name}.{suffix}") as temporary:
@@ -273,6 +213,69 @@ def write_sheet(folder: Path, sheet: Sheet, about: str) -> Path:
     with written(folder / f"{sheet.name}.csv") as temporary:
         sheet.table.to_csv(temporary, index=False)
     return folder / f"{sheet.name}.png"
+
+
+def figure_of(sheet: Sheet, title: str) -> Figure:
+    """A sheet as a figure.
+
+    Panels are placed by hand: all are of one size, and a layout engine takes as long as the rest.
+    """
+    n_lines = 1 + title.count("\n")
+    start = NAME if sheet.row_names else 0.0
+    cell = cell_width(sheet, start)
+    places = [row_places(row, start, cell) for row in sheet.rows]
+    heights = [row_height(row[0], cell) for row in sheet.rows]
+    # An axis is told below the lowest panel of a column.
+    told_from = [*(len(below) for below in sheet.rows[1:]), 0]
+    feet = [
+        BOTTOM if len(row) > first else TICKS
+        for row, first in zip(sheet.rows, told_from, strict=True)
+    ]
+    right = max(row[-1].left + row[-1].width + BAR * row[-1].is_barred for row in places)
+    longest = max(map(len, title.split("\n"))) * EM * TITLE / POINTS
+    width = max(right, longest) + 2 * EDGE
+    head = 2 * EDGE + LINE * (n_lines + len(sheet.legend))
+    height = head + sum(heights) + TOP * len(heights) + sum(feet)
+    figure = Figure(figsize=(width, height))
+    FigureCanvasAgg(figure)
+
+    def axes_at(left: float, bottom: float, across: float, up: float) -> Axes:
+        return figure.add_axes((left / width, bottom / height, across / width, up / height))
+
+    bottom = height - head
+    for i, row in enumerate(sheet.rows):
+        bottom -= TOP + heights[i]
+        for j, (panel, place) in enumerate(zip(row, places[i], strict=True)):
+            ax = axes_at(place.left, bottom, place.width, heights[i])
+            if isinstance(panel, Bars):
+                draw_bars(ax, panel)
+            else:
+                image = draw_panel(ax, panel)
+                if place.is_barred:
+                    bar = axes_at(place.left + place.width + 0.06, bottom, 0.09, heights[i])
+                    figure.colorbar(image, cax=bar)
+            if place.is_labelled:
+                ax.set_ylabel(panel.y_label)
+            if j >= told_from[i]:
+                room = (place.width + GAP / 2) * POINTS
+                ax.set_xlabel(panel.x_label, fontsize=fitted(panel.x_label, room))
+        if sheet.row_names:
+            name, middle = sheet.row_names[i], bottom + heights[i] / 2
+            size = fitted(name, (heights[i] + TOP) * POINTS, most=TITLE)
+            figure.text(
+                0.09 / width, middle / height, name,
+                size=size, weight="bold", rotation="vertical", va="center",
+            )  # fmt: skip
+        bottom -= feet[i]
+    figure.suptitle(title, fontsize=TITLE, y=1 - EDGE / height)
+    if sheet.legend:
+        top = height - 1.5 * EDGE - LINE * n_lines
+        figure.legend(
+            handles=[Patch(facecolor=colour, label=told) for colour, told in sheet.legend],
+            loc="upper left", bbox_to_anchor=(LEFT / width, top / height),
+            borderaxespad=0, frameon=False, fontsize=8, labelspacing=0.25, handlelength=1.2,
+        )  # fmt: skip
+    return figure
 
 
 def size_in_points(ax: Axes) -> tuple[float, float]:
