@@ -143,7 +143,8 @@ def test_a_grid_holds_any_column_of_cells(made: Run, column: str) -> None:
         ),
         (
             {"measure": "rsa", "control": "untrained"},
-            "unknown control of this run 'untrained', expected one of: trained",
+            "unknown control of this run 'untrained' (did you mean 'trained'?), expected one of: "
+            "trained",
         ),
         (
             {"measure": "rsa", "metric": "cosin"},

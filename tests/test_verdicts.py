@@ -445,22 +445,22 @@ def test_strata_are_tenths_unless_a_tenth_holds_too_few_chance_values():
 
 
 @given(
-    n_active=st.lists(st.integers(0, 5), min_size=1, max_size=200),
-    others=st.lists(st.integers(-3, 9), min_size=1, max_size=20),
+    n_active=st.lists(st.sampled_from([2, 5, 9]), min_size=1, max_size=40),
+    others=st.lists(st.integers(0, 11), min_size=1, max_size=20),
     silent=st.sampled_from([0.0, 0.5]),
     seed=st.integers(0, 1000),
 )
-def test_however_often_a_feature_fires_there_is_chance_to_hold_it_against(
+def test_however_often_a_feature_fires_there_is_chance_enough_to_hold_it_against(
     n_active, others, silent, seed
 ):
     rng = np.random.default_rng(seed)
-    null = rng.normal(size=(20, len(n_active)))
+    null = rng.normal(size=(MIN_CHANCE, len(n_active)))
     null[:, rng.random(len(n_active)) < silent] = np.nan
-    p = stratified_p(np.zeros(len(others)), np.array(others), null, np.array(n_active))
+    p = stratified_p(np.full(len(others), np.inf), np.array(others), null, np.array(n_active))
     if np.isnan(null).all():
         assert np.isnan(p).all()
     else:
-        assert ((p > 0) & (p <= 1)).all()
+        assert (p <= 1 / (1 + MIN_CHANCE)).all()
 
 
 def test_p_values_of_independent_values_are_uniform_in_every_stratum():
