@@ -270,6 +270,20 @@ def test_controls_are_read_strictly(
         read_study(content, folder=tmp_path)
 
 
+@pytest.mark.parametrize("measure", ["pwcca", {"rsa": {"inner": "pearson"}}])
+def test_measures_that_a_rotation_changes_are_refused_on_activations(
+    measure: Any, tmp_path: Path
+) -> None:
+    asked = {measure: {}} if isinstance(measure, str) else measure
+    ((name, options),) = asked.items()
+    content = {
+        **study_mapping(study_with(tmp_path)),
+        "measures": [{name: {**options, "on": "activations"}}],
+    }
+    with pytest.raises(StudyError, match="must not change when they are rotated, (pwcca|rsa)"):
+        read_study(content, folder=tmp_path)
+
+
 def test_a_study_with_controls_is_written_as_it_is_read(tmp_path: Path) -> None:
     study = study_with(tmp_path)
     assert read_study(study_mapping(study), folder=study.folder) == study

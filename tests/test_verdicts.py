@@ -669,15 +669,18 @@ def world() -> dict[str, dict[int, Layer]]:
         ]
     )
     b = {
-        number: np.hstack([copies_of(a[:, SHARED], rng), codes(10, rng), more])
-        for number, more in ((2, codes(20, rng)), (6, copies_of(np.hstack([hidden, hidden]), rng)))
+        number: np.hstack([copies_of(a[:, SHARED], rng), codes(25, rng), copies_of(some, rng)])
+        for number, some in ((2, hidden[:, :5]), (6, hidden[:, 5:]))
+    }
+    second_b = {
+        number: np.hstack([codes(5, rng), copies_of(acts, rng)]) for number, acts in b.items()
     }
     order = rng.permutation(80)
     return {
         "a": {3: layer_of(a, 3)},
         "b": {number: layer_of(acts, number) for number, acts in b.items()},
         "a_seed": {3: layer_of(second[:, order], 3)},
-        "b_seed": {number: layer_of(copies_of(acts, rng), number) for number, acts in b.items()},
+        "b_seed": {number: layer_of(acts, number) for number, acts in second_b.items()},
         "a_untrained": {3: layer_of(codes(50, rng), 3)},
         "b_untrained": {number: layer_of(codes(60, rng), number) for number in b},
     }

@@ -485,7 +485,14 @@ def check_study(study: Study) -> None:
             if name not in known:
                 raise UnknownNameError.of(kind, name, known)
     for measure in study.measures:
-        check_measure(measure.name, measure.options)
+        entry = check_measure(measure.name, measure.options)
+        turned = "rotation" in entry.invariances and measure.options.get("inner") != "pearson"
+        if measure.on == "activations" and not turned:
+            # Only inner products of activations are at hand, so any rotation of them will do.
+            raise StudyError(
+                f"a measure on activations must not change when they are rotated, {measure.label} "
+                "does: leave `on` out, or choose another measure"
+            )
     filters, text = study.filters, study.text
     at_least: list[tuple[str, float | None, float]] = [
         ("text.tokens", None if text.tokens == "all" else text.tokens, 1_000),
