@@ -280,7 +280,7 @@ def test_measures_that_a_rotation_changes_are_refused_on_activations(
         **study_mapping(study_with(tmp_path)),
         "measures": [{name: {**options, "on": "activations"}}],
     }
-    with pytest.raises(StudyError, match="must not change when they are rotated, (pwcca|rsa)"):
+    with pytest.raises(StudyError, match=r"must not change when they are rotated, (pwcca|rsa)"):
         read_study(content, folder=tmp_path)
 
 

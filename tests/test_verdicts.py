@@ -84,7 +84,7 @@ def found_between(
     return evidence_of(
         correlate(a, b),
         tuple(correlate(x, y) for x, y in zip(*sides, strict=True)),
-        shifted,
+        iter(shifted),
         min_active_tokens=MIN_ACTIVE,
     )
 

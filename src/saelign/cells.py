@@ -167,7 +167,7 @@ def compare_layers(
     study = setting.study
     rows: list[dict[str, Any]] = []
     scores: list[dict[str, Any]] = []
-    nulls: list[Float64[np.ndarray, _]] = []
+    nulls: list[np.ndarray] = []
     evidence = None
     for metric in setting.metrics:
         whole, halves = pair.correlations(metric)
@@ -357,7 +357,7 @@ def score_matched(
     """Every measure of the study beside every null; and the nulls as drawn."""
     study = setting.study
     rows: list[dict[str, Any]] = []
-    drawn: list[Float64[np.ndarray, _]] = []
+    drawn: list[np.ndarray] = []
     for on in ("decoder", "activations"):
         measures = [m for m in study.measures if m.on == on]
         if not measures:
@@ -470,7 +470,7 @@ def score_rows(
         for null, n_permutations in study.nulls.items()
     }
     rows: list[dict[str, Any]] = []
-    drawn: list[Float64[np.ndarray, _]] = []
+    drawn: list[np.ndarray] = []
     for measure in measures:
         try:
             comparison = MEASURES[measure.name].compare(side.x, partners, **measure.options)

@@ -5,7 +5,7 @@ so that the choice does not flatter it; what chance gives is the same procedure 
 rolled against A's.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -63,19 +63,21 @@ Halves = tuple[Correlation, Correlation]
 
 
 def evidence_of(
-    whole: Correlation, halves: Halves, shifted: Sequence[Halves], *, min_active_tokens: int
+    whole: Correlation, halves: Halves, shifted: Iterable[Halves], *, min_active_tokens: int
 ) -> tuple[Evidence, Evidence]:
     """What one layer pair says of the features of both sides.
 
     Args:
         whole: Correlations over all documents.
         halves: Over each half of them.
-        shifted: Over each half with B's documents rolled, for each roll.
+        shifted: Over each half with B's documents rolled, for each roll; read one at a time.
         min_active_tokens: Tokens a feature must be active on to have a partner; half of it in each
             half.
     """
     in_half = -(-min_active_tokens // 2)
     best = best_partners(whole, min_active_tokens)
+    held_out = held_out_of_best(halves, in_half)
+    null_held_out = [held_out_of_best(rolled, in_half) for rolled in shifted]
     both = []
     for side in (0, 1):
         partner, of_other = best[side], best[1 - side]
@@ -87,10 +89,10 @@ def evidence_of(
                 partner=partner,
                 correlation=np.where(has, pearson[rows, partner], np.nan),
                 mutual=has & (of_other[partner] == rows),
-                held_out=held_out_of_best(halves, in_half)[side],
-                null_held_out=np.array(
-                    [held_out_of_best(rolled, in_half)[side] for rolled in shifted]
-                ).reshape(len(shifted), len(rows)),
+                held_out=held_out[side],
+                null_held_out=np.array([of_roll[side] for of_roll in null_held_out]).reshape(
+                    len(null_held_out), len(rows)
+                ),
                 n_active=whole.n_active_a if side == 0 else whole.n_active_b,
             )
         )
