@@ -142,11 +142,6 @@ def moments_of_halves(
     return first, second
 
 
-def in_order(acts: sp.csr_array, order: np.ndarray | None) -> sp.csr_array:
-    """The rows in another order; as they are if None."""
-    return acts if order is None else acts[order]
-
-
 def cross_products(a: Half, acts_b: sp.csr_array) -> Float64[np.ndarray, "feature_a feature_b"]:
     """Products of all features over the tokens of a half."""
     products = np.zeros((a.by_token.shape[1], acts_b.shape[1]))
