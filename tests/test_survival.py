@@ -174,6 +174,11 @@ def finished_pairs(out: Path) -> list[Path]:
     return list(out.glob("parts/*/[!.]*.safetensors"))
 
 
+def is_complete(out: Path) -> bool:
+    path = out / "run.json"
+    return path.is_file() and json.loads(path.read_bytes())["complete"]
+
+
 def temporaries(folder: Path) -> list[Path]:
     return [path for path in folder.rglob(".*") if path.is_file()]
 
@@ -224,7 +229,7 @@ class Undisturbed:
         study: Its study file.
         out: Its folder.
         store: Its store.
-        seconds: What it took.
+        seconds: What it took after its first line.
         numbers: Its tables.
     """
 
@@ -238,8 +243,9 @@ class Undisturbed:
 @pytest.fixture(scope="module")
 def undisturbed(folder: Path) -> Undisturbed:
     out, store = folder / "undisturbed", folder / "undisturbed-store"
-    started = time.monotonic()
     process = Process(folder / "study.yaml", out, store)
+    process.wait_until(lambda process: process.has_told("check the study"))
+    started = time.monotonic()
     assert process.end() == 0, process.told
     seconds = time.monotonic() - started
     check_store(store)
@@ -299,18 +305,18 @@ def test_a_run_killed_at_random_moments_does_only_what_is_missing(
     kills = 0
     while kills < 3:
         process = Process(undisturbed.study, out, store)
-        moment = rng.uniform(0, undisturbed.seconds)
-        patient_until = time.monotonic() + moment
+        process.wait_until(lambda process: process.has_told("check the study"))
+        share = rng.uniform()
+        patient_until = time.monotonic() + share * undisturbed.seconds
         while time.monotonic() < patient_until and process.running.poll() is None:
             time.sleep(0.01)
-        if not process.kill():  # it was done: what it had finished is taken away
+        if not process.kill() or is_complete(out):  # too late: what it finished is taken away
             shutil.rmtree(out)
             before = OnDisk.at(store, out)
             continue
         kills += 1
         after = OnDisk.at(store, out)
-        last = process.lines[-1].split("] ")[1] if process.lines else "nothing yet"
-        share = moment / undisturbed.seconds
+        last = process.lines[-1].split("] ")[1]
         log.append(f"{share:4.0%} of a run's time  {last:<38} {after} | {after.since(before)}")
         assert after.holds(before), log
         check_not_repeated(process, before)
