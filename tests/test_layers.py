@@ -1,7 +1,5 @@
 """A layer by halves of the documents: nothing is lost, doubled, or beside its own counterpart."""
 
-import dataclasses
-
 import numpy as np
 import pandas as pd
 import pytest
@@ -10,11 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from saelign import correlate
-from saelign.correlation import CrossMoments, FeatureMoments, TokenSums, correlation_of
+from saelign.cells import LayerPair, correlation_between
+from saelign.correlation import FeatureMoments, TokenSums
 from saelign.features import feature_table
 from saelign.layers import (
     MIN_UNITS,
     N_SHIFTS,
+    Half,
     Layer,
     Reading,
     describe_layer,
@@ -63,6 +63,17 @@ def acts_of(n_tokens: int, seed: int = 0, n_features: int = N_FEATURES) -> sp.cs
 
 def described(acts: sp.csr_array, reading: Reading) -> Layer:
     return describe_layer(acts, np.eye(acts.shape[1], 3), reading, FILTERS, layer=5)
+
+
+def by_feature(half: Half) -> np.ndarray:
+    """Tokens x features from the columns of a half; tokens must rise within a feature."""
+    dense = np.zeros(half.by_token.shape, dtype=np.float32)
+    columns = half.columns
+    for feature, (start, stop) in enumerate(zip(columns.starts, columns.stops, strict=True)):
+        tokens = columns.tokens[start:stop] - half.first
+        assert (np.diff(tokens) > 0).all()
+        dense[tokens, feature] = columns.values[start:stop]
+    return dense
 
 
 @st.composite
@@ -162,8 +173,7 @@ def test_the_sums_of_both_halves_are_those_of_the_whole(text, seed):
     assert_same_sums(layer.token_sums, TokenSums.of(acts, tokens.token_ids))
     for half, rows in zip(layer.halves, reading.rows, strict=True):
         np.testing.assert_array_equal(half.by_token.toarray(), acts.toarray()[rows])
-        np.testing.assert_array_equal(half.by_feature.toarray(), acts.toarray()[rows])
-        assert half.by_feature.has_sorted_indices
+        np.testing.assert_array_equal(by_feature(half), acts.toarray()[rows])
         assert_same_moments(half.moments, FeatureMoments.of(acts[rows]))
         assert_same_sums(half.token_sums, TokenSums.of(acts[rows], tokens.token_ids[rows]))
     assert layer.n_values == acts.nnz
@@ -194,7 +204,7 @@ def test_the_table_of_features_is_that_of_the_whole_however_it_is_halved():
 def test_a_document_counts_once_however_often_a_feature_fires_in_it(document, seed):
     acts = acts_of(len(document), seed)
     expected = [len(set(document[column != 0])) for column in acts.toarray().T]
-    np.testing.assert_array_equal(documents_fired_in(acts, document), expected)
+    np.testing.assert_array_equal(documents_fired_in(acts.tocsc(), document), expected)
 
 
 def test_the_table_counts_documents_contexts_or_stretches():
@@ -202,7 +212,7 @@ def test_the_table_counts_documents_contexts_or_stretches():
     for document in (np.arange(50), np.repeat(np.arange(25), 2), np.repeat(np.arange(5), 10)):
         reading = read(text_of(lengths, document.tolist()))
         acts = acts_of(reading.tokens.n_tokens)
-        expected = documents_fired_in(acts, reading.documents)
+        expected = documents_fired_in(acts.tocsc(), reading.documents)
         assert described(acts, reading).features["n_documents"].tolist() == expected.tolist()
         assert expected.max() <= len(np.unique(reading.documents))
 
@@ -263,8 +273,7 @@ def test_a_rolled_layer_stands_beside_other_tokens_and_is_otherwise_the_same(shi
         order, ids = reading.shifts[shift][i], reading.token_ids_in(i)
         expected = before.by_token.toarray()[order]
         np.testing.assert_array_equal(half.by_token.toarray(), expected)
-        np.testing.assert_array_equal(half.by_feature.toarray(), expected)
-        assert half.by_feature.has_sorted_indices
+        np.testing.assert_array_equal(by_feature(half), expected)
         assert_same_sums(half.token_sums, TokenSums.of(before.by_token[order], ids))
         assert not np.array_equal(
             half.token_sums.sums.toarray(), before.token_sums.sums.toarray()
@@ -273,7 +282,8 @@ def test_a_rolled_layer_stands_beside_other_tokens_and_is_otherwise_the_same(shi
         assert half.top_tokens is before.top_tokens
     assert_same_sums(rolled.token_sums, rolled.halves[0].token_sums + rolled.halves[1].token_sums)
     assert rolled.features is layer.features
-    assert dataclasses.replace(rolled, halves=layer.halves, token_sums=layer.token_sums) == layer
+    assert rolled.decoder is layer.decoder
+    assert rolled.layer == layer.layer
 
 
 @pytest.mark.parametrize("metric", ["pearson", "within_token"])
@@ -282,19 +292,29 @@ def test_correlations_with_a_rolled_layer_are_those_with_its_rows_rolled(metric)
     n_tokens = reading.tokens.n_tokens
     acts_a, acts_b = acts_of(n_tokens, seed=1), acts_of(n_tokens, seed=2, n_features=5)
     a, b = described(acts_a, reading), shifted(described(acts_b, reading), reading, 1)
-    first, second = (
-        CrossMoments(
-            a=half_a.moments,
-            b=half_b.moments,
-            products=(half_a.by_token.T @ half_b.by_token).toarray().astype(np.float64),
-        )
-        for half_a, half_b in zip(a.halves, b.halves, strict=True)
-    )
-    found = correlation_of(first + second, metric=metric, within=(a.token_sums, b.token_sums))
+    found = correlation_between(a, b, metric=metric)
     both = np.concatenate(reading.rows)
     order = [rows[s] for rows, s in zip(reading.rows, reading.shifts[1], strict=True)]
     rolled = acts_b[np.concatenate(order)]
     expected = correlate(
         acts_a[both], rolled, metric=metric, token_ids=reading.tokens.token_ids[both]
     )
-    np.testing.assert_allclose(found.similarity, expected.similarity, rtol=0, atol=1e-6)
+    i, j = (x.ravel() for x in np.indices(expected.similarity.shape))
+    np.testing.assert_allclose(
+        found.similarity_of_pairs(i, j), expected.similarity[i, j], rtol=0, atol=1e-6
+    )
+
+
+def test_a_roll_without_copying_is_the_roll_of_the_layer():
+    reading = read(text_of([11, 7] * 20))
+    n_tokens = reading.tokens.n_tokens
+    a = described(acts_of(n_tokens, seed=1), reading)
+    b = described(acts_of(n_tokens, seed=2, n_features=5), reading)
+    pair = LayerPair(a=a, b=b, reading=reading)
+    for half, found in enumerate(pair.rolled(1)):
+        expected = correlation_between(a, shifted(b, reading, 1), half=half)
+        i, j = (x.ravel() for x in np.indices((len(a.features), len(b.features))))
+        np.testing.assert_array_equal(found.pearson_of_pairs(i, j), expected.pearson_of_pairs(i, j))
+        best, wanted = (c.listed(1, n_best_a=3).best for c in (found, expected))
+        np.testing.assert_array_equal(best.partners_a, wanted.partners_a)
+        np.testing.assert_array_equal(best.similarity_b, wanted.similarity_b)

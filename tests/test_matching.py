@@ -5,13 +5,14 @@ import re
 import numpy as np
 import pandas as pd
 import pytest
+import scipy.optimize
 from hypothesis import given
 from hypothesis import strategies as st
 
 from saelign import Correlation, correlate, match
 from saelign.errors import ActivationError, UnknownNameError
 from saelign.matching import MATCHINGS, Filters, filter_pairs
-from saelign.matching.pairing import greedy_one_to_one
+from saelign.matching.greedy import greedy_one_to_one
 
 
 def correlation_from(
@@ -57,9 +58,31 @@ def pairs_of(table: pd.DataFrame) -> list[tuple[int, int]]:
     return list(table[["feature_a", "feature_b"]].itertuples(index=False, name=None))
 
 
+def greedy(similarity: np.ndarray, **options) -> list[tuple[int, int]]:
+    n_a, n_b = similarity.shape
+    found = greedy_one_to_one(
+        correlation_from(similarity), np.arange(n_a), np.arange(n_b), **options
+    )
+    return list(map(tuple, found))
+
+
+@pytest.mark.parametrize(("small", "listed"), [(0, 1), (0, 3), (20, 2), (2**18, 32)])
 @given(similarity=matrices())
-def test_greedy_takes_the_pairs_and_the_order_of_the_naive_algorithm(similarity):
-    assert list(map(tuple, greedy_one_to_one(similarity))) == naive_one_to_one(similarity)
+def test_greedy_takes_the_pairs_and_the_order_of_the_naive_algorithm(small, listed, similarity):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("saelign.matching.greedy.SMALL", small)
+        patch.setattr("saelign.matching.greedy.N_LISTED", listed)
+        assert greedy(similarity) == naive_one_to_one(similarity)
+
+
+@pytest.mark.parametrize("small", [0, 2**18])
+@given(similarity=matrices(), above=st.floats(-1, 1))
+def test_greedy_stops_at_what_is_not_above_the_least(small, similarity, above):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("saelign.matching.greedy.SMALL", small)
+        patch.setattr("saelign.matching.greedy.N_LISTED", 2)
+        expected = [(a, b) for a, b in naive_one_to_one(similarity) if similarity[a, b] > above]
+        assert greedy(similarity, above=above) == expected
 
 
 @given(similarity=matrices())
@@ -75,7 +98,7 @@ def test_greedy_is_exact_on_many_features():
     rng = np.random.default_rng(0)
     shared = rng.normal(size=(150, 20))
     similarity = np.round(np.corrcoef(shared[:120], shared[30:])[:120, 120:], 2)  # rounded: ties
-    assert list(map(tuple, greedy_one_to_one(similarity))) == naive_one_to_one(similarity)
+    assert greedy(similarity) == naive_one_to_one(similarity)
 
 
 @given(similarity=matrices())
@@ -111,6 +134,22 @@ def test_margin_and_mutual_are_what_their_names_say(how, similarity):
         best_b = min(range(n_b), key=lambda j: (-similarity[a, j], j))
         best_a = min(range(n_a), key=lambda i: (-similarity[i, b], i))
         assert pair.mutual == (best_b == b and best_a == a)
+
+
+@given(similarity=matrices())
+def test_optimal_has_the_largest_total_of_all_one_to_one_matchings(similarity):
+    pairs = match(correlation_from(similarity), how="optimal")
+    rows, columns = scipy.optimize.linear_sum_assignment(similarity, maximize=True)
+    assert pairs["similarity"].sum() == pytest.approx(similarity[rows, columns].sum(), abs=1e-9)
+    assert pairs["feature_a"].is_unique
+    assert pairs["feature_b"].is_unique
+    assert pairs["correlation"].is_monotonic_decreasing
+
+
+def test_optimal_gives_up_the_best_pair_where_that_pays():
+    similarity = np.array([[0.9, 0.8], [0.8, 0.1]])
+    assert pairs_of(match(correlation_from(similarity))) == [(0, 0), (1, 1)]
+    assert pairs_of(match(correlation_from(similarity), how="optimal")) == [(0, 1), (1, 0)]
 
 
 def test_a_pair_taken_late_has_a_negative_margin():

@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Mapping
-from dataclasses import fields, replace
+from dataclasses import replace
 
 import numba
 import numpy as np
@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from threadpoolctl import threadpool_limits
 
 from saelign import Correlation, correlate, match
-from saelign.cells import layer_pair, partners_found
-from saelign.correlation import shifted_rows, split_documents
-from saelign.judging import judge, replications, with_features
+from saelign.cells import LayerPair, partners_found
+from saelign.correlation import FeatureMoments, shifted_rows, split_documents
+from saelign.judging import judge, replications
 from saelign.layers import Layer, Reading, describe_layer, read_text_of_run
 from saelign.matching import Filters
 from saelign.nulls import SIGNIFICANCE, q_values
@@ -639,7 +639,7 @@ def layer_of(acts: np.ndarray, number: int) -> Layer:
 
 
 def pair_found(a: Layer, b: Layer) -> tuple[Evidence, Evidence]:
-    pair = layer_pair(a, b, READING)
+    pair = LayerPair(a=a, b=b, reading=READING)
     return partners_found(pair, *pair.correlations("pearson"), MIN_ACTIVE)
 
 
@@ -841,22 +841,13 @@ def test_a_counterpart_too_rare_to_be_judged_tells_nothing(world, evidence, verd
     features = second.features.assign(n_documents=MIN_DOCUMENTS - 1)
     in_few = replace(second, features=features)
     halves = [
-        replace(half, by_token=sp.csr_array(shape), by_feature=sp.csc_array(shape))
-        for half, shape in ((half, half.by_token.shape) for half in second.halves)
+        replace(
+            half,
+            columns=replace(half.columns, stops=half.columns.starts),
+            moments=FeatureMoments.of(sp.csr_array(half.by_token.shape)),
+        )
+        for half in second.halves
     ]
     silent = replace(second, halves=(halves[0], halves[1]))
     for layer in (in_few, silent):
         assert replicated_through(layer, own, world, evidence, verdicts).isna().all()
-
-
-def test_a_layer_of_some_features_has_their_activations_and_moments(world):
-    layer, some = world["a"][3], np.array([7, 3, 60])
-    for half, before in zip(with_features(layer, some).halves, layer.halves, strict=True):
-        expected = before.by_token.toarray()[:, some]
-        np.testing.assert_array_equal(half.by_token.toarray(), expected)
-        np.testing.assert_array_equal(half.by_feature.toarray(), expected)
-        for field in fields(half.moments):
-            whole = getattr(before.moments, field.name)
-            np.testing.assert_array_equal(
-                getattr(half.moments, field.name), whole if np.isscalar(whole) else whole[some]
-            )

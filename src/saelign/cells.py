@@ -1,14 +1,13 @@
 """One layer pair: correlated, matched, filtered and scored, and what its features' partners are."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import scipy.sparse as sp
 from jaxtyping import Float, Float64
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
@@ -16,16 +15,13 @@ from threadpoolctl import threadpool_limits
 
 from saelign.correlation import (
     BootstrapMean,
-    Correlation,
-    CrossMoments,
     HeldOutHalf,
+    SparseCorrelation,
     bootstrap_subsets,
-    correlation_of,
     within_token_of_pairs,
 )
-from saelign.correlation.moments import add_products
 from saelign.errors import ActivationError, DegenerateError
-from saelign.layers import N_SHIFTS, Half, Layer, Reading
+from saelign.layers import N_SHIFTS, Layer, Reading, whole_order
 from saelign.matching import Filters, filter_pairs, match
 from saelign.results import written
 from saelign.scoring import Score, check_rows, null_permutations, score_comparison
@@ -87,66 +83,64 @@ class Cell:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerPair:
-    """Two layers with the moments of their features, whole and by halves.
+    """Two layers over the same text.
 
     Attributes:
         a: A layer of A.
         b: A layer of B.
         reading: The text.
-        halves: Cross moments of each half.
-        whole: Of both.
     """
 
     a: Layer
     b: Layer
     reading: Reading
-    halves: tuple[CrossMoments, CrossMoments]
-    whole: CrossMoments
 
-    def correlations(self, metric: str) -> tuple[Correlation, tuple[Correlation, Correlation]]:
+    def correlations(
+        self, metric: str
+    ) -> tuple[SparseCorrelation, tuple[SparseCorrelation, SparseCorrelation]]:
         """Correlations over all documents and over each half of them."""
         first, second = (
-            correlation_of(
-                moments,
-                metric=metric,
-                within=(half_a.token_sums, half_b.token_sums),
-            )
-            for moments, half_a, half_b in zip(
-                self.halves, self.a.halves, self.b.halves, strict=True
-            )
+            correlation_between(self.a, self.b, half=half, metric=metric) for half in (0, 1)
         )
-        within = (self.a.token_sums, self.b.token_sums)
-        return correlation_of(self.whole, metric=metric, within=within), (first, second)
+        return correlation_between(self.a, self.b, metric=metric), (first, second)
 
-
-def layer_pair(a: Layer, b: Layer, reading: Reading) -> LayerPair:
-    """Two layers with their moments, straight from the sparse activations."""
-    first, second = moments_of_halves(a, b)
-    return LayerPair(a=a, b=b, reading=reading, halves=(first, second), whole=first + second)
-
-
-def moments_of_halves(
-    a: Layer, b: Layer, orders: Sequence[np.ndarray | None] = (None, None)
-) -> tuple[CrossMoments, CrossMoments]:
-    """Cross moments of each half of the documents, b's rows taken in the orders given."""
-    first, second = (
-        CrossMoments(
-            a=half_a.moments,
-            b=half_b.moments,
-            products=cross_products(
-                half_a, half_b.by_token if order is None else half_b.by_token[order]
-            ),
+    def rolled(self, shift: int) -> tuple[SparseCorrelation, SparseCorrelation]:
+        """Pearson correlations over each half with b's documents rolled."""
+        order = whole_order(self.reading, shift)
+        first, second = (
+            correlation_between(self.a, self.b, half=half, order=order) for half in (0, 1)
         )
-        for half_a, half_b, order in zip(a.halves, b.halves, orders, strict=True)
+        return first, second
+
+
+def correlation_between(
+    a: Layer,
+    b: Layer,
+    *,
+    half: int | None = None,
+    metric: str = "pearson",
+    order: np.ndarray | None = None,
+) -> SparseCorrelation:
+    """Correlations between two layers, straight from their sparse activations.
+
+    Args:
+        a: A layer of A.
+        b: A layer of B.
+        half: Over which half of the documents; over all if None.
+        metric: What to match by.
+        order: Which of b's tokens stands at each of a's, if not the same one.
+    """
+    of_a, of_b = (a, b) if half is None else (a.halves[half], b.halves[half])
+    return SparseCorrelation(
+        metric=metric,
+        columns_a=of_a.columns,
+        columns_b=of_b.columns,
+        rows_b=b.rows if order is None else b.rows.tokens(order),
+        moments_a=of_a.moments,
+        moments_b=of_b.moments,
+        order_b=order,
+        within=(of_a.token_sums, of_b.token_sums) if metric == "within_token" else None,
     )
-    return first, second
-
-
-def cross_products(a: Half, acts_b: sp.csr_array) -> Float64[np.ndarray, "feature_a feature_b"]:
-    """Products of all features over the tokens of a half."""
-    products = np.zeros((a.by_token.shape[1], acts_b.shape[1]))
-    add_products(a.by_feature, acts_b, products)
-    return products
 
 
 def compare_layers(
@@ -188,15 +182,12 @@ def compare_layers(
 
 def partners_found(
     pair: LayerPair,
-    whole: Correlation,
-    halves: tuple[Correlation, Correlation],
+    whole: SparseCorrelation,
+    halves: tuple[SparseCorrelation, SparseCorrelation],
     min_active_tokens: int,
 ) -> tuple[Evidence, Evidence]:
     """Each feature's best partner, and what chance gives with documents rolled."""
-    rolled = []
-    for shift in range(1, 1 + N_SHIFTS):
-        moments = moments_of_halves(pair.a, pair.b, pair.reading.shifts[shift])
-        rolled.append((correlation_of(moments[0]), correlation_of(moments[1])))
+    rolled = (pair.rolled(shift) for shift in range(1, 1 + N_SHIFTS))
     return evidence_of(whole, halves, rolled, min_active_tokens=min_active_tokens)
 
 
@@ -218,8 +209,8 @@ class Matched:
 def match_layers(
     setting: Setting,
     pair: LayerPair,
-    whole: Correlation,
-    halves: tuple[Correlation, Correlation],
+    whole: SparseCorrelation,
+    halves: tuple[SparseCorrelation, SparseCorrelation],
     matching: str,
 ) -> Matched:
     """Pairs over all documents and over each half, filtered."""
@@ -232,9 +223,9 @@ def match_layers(
         note, pairs = str(error), no_pairs()
     a, b = pairs["feature_a"].to_numpy(), pairs["feature_b"].to_numpy()
     within = within_token_of_pairs(
-        pair.whole.products[a, b],
-        pair.whole.a,
-        pair.whole.b,
+        whole.products_of_pairs(a, b),
+        whole.moments_a,
+        whole.moments_b,
         pair.a.token_sums,
         pair.b.token_sums,
         a,
@@ -256,7 +247,7 @@ def match_layers(
 
 
 def match_half(
-    pair: LayerPair, half: int, correlation: Correlation, filters: Filters, matching: str
+    pair: LayerPair, half: int, correlation: SparseCorrelation, filters: Filters, matching: str
 ) -> pd.DataFrame:
     """Pairs of one half of the documents; a feature need fire on half as many tokens there."""
     enough = -(-filters.min_active_tokens // 2)
@@ -334,11 +325,12 @@ def held_out_correlations(
         other = 1 - half
         ways.append(
             HeldOutHalf(
-                acts_a=pair.a.halves[other].by_feature,
-                acts_b=pair.b.halves[other].by_feature,
+                acts_a=pair.a.halves[other].columns,
+                acts_b=pair.b.halves[other].columns,
                 documents=pair.reading.documents_in(other),
                 a=pairs["feature_a"].to_numpy(),
                 b=pairs["feature_b"].to_numpy(),
+                first_token=pair.a.halves[other].first,
             )
         )
         subsets.append([np.ones(len(pairs), dtype=bool), pairs["kept"].to_numpy()])

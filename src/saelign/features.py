@@ -8,6 +8,7 @@ import pandas as pd
 import scipy.sparse as sp
 from jaxtyping import Float, Int
 
+from saelign.correlation.sparse import FeatureColumns
 from saelign.text import Tokens
 
 CONTEXT_BEFORE, CONTEXT_AFTER = 8, 4
@@ -23,27 +24,16 @@ def is_non_concept(text: str) -> bool:
 
 
 def top_rows(
-    acts: sp.csc_array, top_k: int
+    acts: sp.csc_array | FeatureColumns, top_k: int
 ) -> tuple[Int[np.ndarray, "feature top_k"], Float[np.ndarray, "feature top_k"]]:
     """The tokens (rows) of each feature's largest activations and these, largest first.
 
     Ties go to the earlier token. Features with fewer active tokens are filled with row -1 and NaN.
     """
-    n_features = acts.shape[1]
-    rows = np.full((n_features, top_k), -1, dtype=np.int64)
-    values = np.full((n_features, top_k), np.nan)
-    for feature in range(n_features):
-        start, stop = acts.indptr[feature], acts.indptr[feature + 1]
-        column = acts.data[start:stop]
-        if len(column) > 8 * top_k:  # sort only what can be among the largest, ties included
-            least = np.partition(column, len(column) - top_k)[len(column) - top_k]
-            candidates = np.flatnonzero(column >= least)
-        else:
-            candidates = np.arange(len(column))
-        order = candidates[np.argsort(-column[candidates], kind="stable")][:top_k]
-        rows[feature, : len(order)] = acts.indices[start + order]
-        values[feature, : len(order)] = column[order]
-    return rows, values
+    from saelign.correlation.kernel import largest_by_feature  # numba: half a second
+
+    columns = acts if isinstance(acts, FeatureColumns) else FeatureColumns.of(acts)
+    return largest_by_feature(columns.starts, columns.stops, columns.tokens, columns.values, top_k)
 
 
 def feature_table(

@@ -1,21 +1,19 @@
 """Verdicts on all features of a run: of both models, their twins, and the decoys."""
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from saelign.cells import moments_of_halves
-from saelign.correlation import correlation_of
+from saelign.cells import correlation_between
 from saelign.layers import Layer
 from saelign.nulls import SIGNIFICANCE
 from saelign.results import TRAINED
 from saelign.verdicts import (
     MIN_DOCUMENTS,
     Evidence,
-    held_out_of_best,
+    held_out_of_some,
     significances,
     stratified_p,
     verdicts_of,
@@ -111,10 +109,10 @@ def replications(
     n_active = second.features["n_active"].to_numpy()[counterparts]
     smallest = np.full(len(only), np.nan)
     for number, of_pair in of_layer.items():
-        halves = moments_of_halves(with_features(second, counterparts), others[number])
-        held_out, _ = held_out_of_best(
-            (correlation_of(halves[0]), correlation_of(halves[1])), -(-min_active_tokens // 2)
+        first, second_half = (
+            correlation_between(second, others[number], half=half) for half in (0, 1)
         )
+        held_out = held_out_of_some((first, second_half), counterparts, -(-min_active_tokens // 2))
         p = stratified_p(held_out, n_active, of_pair.null_held_out, of_pair.n_active)
         smallest = np.fmin(smallest, p)
     # As strict as q < 0.05 was for the features themselves; if none passed it, nothing does.
@@ -123,19 +121,3 @@ def replications(
     tested = ~np.isnan(smallest)
     found[only[tested]] = smallest[tested] > limit
     return found
-
-
-def with_features(layer: Layer, features: np.ndarray) -> Layer:
-    """A layer's activations of some of its features alone."""
-    halves = []
-    for half in layer.halves:
-        by_token = half.by_token[:, features]
-        halves.append(
-            replace(
-                half,
-                by_token=by_token,
-                by_feature=half.by_feature[:, features],
-                moments=half.moments.of(by_token),
-            )
-        )
-    return replace(layer, halves=(halves[0], halves[1]))

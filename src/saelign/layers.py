@@ -5,9 +5,15 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
-from jaxtyping import Float64, Int
+from jaxtyping import Float, Float64, Int
 
-from saelign.correlation import TokenSums, shifted_rows, split_documents
+from saelign.correlation import (
+    FeatureColumns,
+    TokenRows,
+    TokenSums,
+    shifted_rows,
+    split_documents,
+)
 from saelign.correlation.moments import FeatureMoments
 from saelign.features import feature_table, is_non_concept, top_rows
 from saelign.matching import Filters
@@ -102,7 +108,8 @@ class Half:
 
     Attributes:
         by_token: A row a kept token.
-        by_feature: The same by column.
+        columns: The same by feature, tokens numbered as in the whole layer.
+        first: The first of its tokens in the whole layer.
         moments: Sums over the tokens.
         token_sums: Sums for each token of the vocabulary.
         top_tokens: For each feature the strings at its largest activations.
@@ -110,7 +117,8 @@ class Half:
     """
 
     by_token: sp.csr_array
-    by_feature: sp.csc_array
+    columns: FeatureColumns
+    first: int
     moments: FeatureMoments
     token_sums: TokenSums
     top_tokens: list[list[str]]
@@ -123,27 +131,36 @@ class Layer:
 
     Attributes:
         layer: Which.
-        halves: Its activations.
+        rows: Its activations by token, those of half 1 before those of half 2.
+        columns: The same by feature.
+        halves: The same for each half; nothing in it is stored twice.
         token_sums: Sums for each token of the vocabulary, over both halves.
         decoder: A row a feature.
         features: The table that the run shows of them.
     """
 
     layer: int
+    rows: TokenRows
+    columns: FeatureColumns
     halves: tuple[Half, Half]
     token_sums: TokenSums
-    decoder: Float64[np.ndarray, "feature d_model"]
+    decoder: Float[np.ndarray, "feature d_model"]
     features: pd.DataFrame
+
+    @property
+    def moments(self) -> FeatureMoments:
+        """Sums over all tokens."""
+        return self.halves[0].moments + self.halves[1].moments
 
     @property
     def n_values(self) -> int:
         """Activations that are not zero."""
-        return sum(half.by_token.nnz for half in self.halves)
+        return len(self.columns.values)
 
     @property
     def n_tokens(self) -> int:
         """Kept tokens."""
-        return sum(half.by_token.shape[0] for half in self.halves)
+        return self.columns.n_tokens
 
     @property
     def firing_rate(self) -> Float64[np.ndarray, "feature"]:
@@ -153,7 +170,7 @@ class Layer:
 
 def describe_layer(
     acts: sp.csr_array,
-    decoder: Float64[np.ndarray, "feature d_model"],
+    decoder: Float[np.ndarray, "feature d_model"],
     reading: Reading,
     filters: Filters,
     *,
@@ -171,28 +188,29 @@ def describe_layer(
         top_k=filters.top_k,
         min_active_tokens=filters.min_active_tokens,
     )
-    features.insert(2, "n_documents", documents_fired_in(acts, reading.documents))
+    features.insert(2, "n_documents", documents_fired_in(by_feature, reading.documents))
     blank = {i: i in special or is_non_concept(text) for i, text in reading.strings.items()}
+    rows, columns, parts = laid_out(acts[np.concatenate(reading.rows)], len(reading.rows[0]))
+    ids = reading.tokens.token_ids[np.concatenate(reading.rows)]
     halves = []
-    for half in (0, 1):
-        of_half = acts[reading.rows[half]]
-        columns = of_half.tocsc()
-        columns.sort_indices()
-        ids = reading.token_ids_in(half)
-        rows, _ = top_rows(columns, filters.top_k)
-        top_ids = [[int(ids[row]) for row in of_feature if row >= 0] for of_feature in rows]
+    for half, (by_token, of_half, first) in enumerate(parts):
+        top, _ = top_rows(of_half, filters.top_k)
+        top_ids = [[int(ids[row]) for row in of_feature if row >= 0] for of_feature in top]
         halves.append(
             Half(
-                by_token=of_half,
-                by_feature=columns,
-                moments=FeatureMoments.of(of_half),
-                token_sums=TokenSums.of(of_half, ids),
+                by_token=by_token,
+                columns=of_half,
+                first=first,
+                moments=FeatureMoments.of(by_token),
+                token_sums=TokenSums.of(by_token, reading.token_ids_in(half)),
                 top_tokens=[[reading.strings[i] for i in top] for top in top_ids],
                 n_non_concept=np.array([sum(blank[i] for i in top) for top in top_ids]),
             )
         )
     return Layer(
         layer=layer,
+        rows=rows,
+        columns=columns,
         halves=(halves[0], halves[1]),
         token_sums=halves[0].token_sums + halves[1].token_sums,
         decoder=decoder,
@@ -200,14 +218,49 @@ def describe_layer(
     )
 
 
+def laid_out(
+    acts: sp.csr_array, n_first: int
+) -> tuple[TokenRows, FeatureColumns, list[tuple[sp.csr_array, FeatureColumns, int]]]:
+    """Activations by token and by feature; and each half's share of both, which begins where said.
+
+    Args:
+        acts: Tokens x features, those of half 1 before those of half 2.
+        n_first: Tokens of half 1.
+    """
+    by_feature = acts.tocsc()
+    by_feature.sort_indices()
+    columns = FeatureColumns.of(by_feature)
+    n_tokens, width = acts.shape
+    in_first = np.concatenate([[0], np.cumsum(by_feature.indices < n_first, dtype=np.int64)])
+    cut = columns.starts + (in_first[columns.stops] - in_first[columns.starts])
+    parts = []
+    for first, stop, of_half in (
+        (0, n_first, replace(columns, stops=cut)),
+        (n_first, n_tokens, replace(columns, starts=cut)),
+    ):
+        begin, end = acts.indptr[first], acts.indptr[stop]
+        by_token = sp.csr_array(
+            (acts.data[begin:end], acts.indices[begin:end], acts.indptr[first : stop + 1] - begin),
+            shape=(stop - first, width),
+        )
+        parts.append((by_token, of_half, first))
+    return TokenRows.of(acts), columns, parts
+
+
 def documents_fired_in(
-    acts: sp.csr_array, documents: Int[np.ndarray, "token"]
+    acts: sp.csc_array, documents: Int[np.ndarray, "token"]
 ) -> Int[np.ndarray, "feature"]:
     """In how many documents each feature is active at all."""
-    n_features = int(acts.shape[1])
-    of_value = np.repeat(documents, np.diff(acts.indptr)).astype(np.int64)
-    seen = np.unique(of_value * n_features + acts.indices)
-    return np.bincount(seen % n_features, minlength=n_features)
+    from saelign.correlation.kernel import count_documents  # numba: half a second
+
+    names, number = np.unique(documents, return_inverse=True)
+    return count_documents(acts.indptr, acts.indices, number, len(names))
+
+
+def whole_order(reading: Reading, shift: int) -> Int[np.ndarray, "token"]:
+    """Which of a layer's tokens stands at each token of the other side, its documents rolled."""
+    first, second = reading.shifts[shift]
+    return np.concatenate([first, len(first) + second])
 
 
 def shifted(layer: Layer, reading: Reading, shift: int) -> Layer:
@@ -216,22 +269,21 @@ def shifted(layer: Layer, reading: Reading, shift: int) -> Layer:
     Token sums are those of the token that the other side reads, since it is that token whose
     identity is to be taken away.
     """
-    halves = [
-        roll(half, order, reading.token_ids_in(i))
-        for i, (half, order) in enumerate(zip(layer.halves, reading.shifts[shift], strict=True))
-    ]
-    token_sums = halves[0].token_sums + halves[1].token_sums
-    return replace(layer, halves=(halves[0], halves[1]), token_sums=token_sums)
-
-
-def roll(half: Half, order: Int[np.ndarray, "row"], token_ids: Int[np.ndarray, "row"]) -> Half:
-    """A half with its rows in another order."""
-    by_token = half.by_token[order]
-    by_feature = by_token.tocsc()
-    by_feature.sort_indices()
+    acts = sp.csr_array(sp.vstack([half.by_token for half in layer.halves]))
+    rows, columns, parts = laid_out(acts[whole_order(reading, shift)], layer.halves[1].first)
+    first, second = (
+        replace(
+            half,
+            by_token=by_token,
+            columns=of_half,
+            token_sums=TokenSums.of(by_token, reading.token_ids_in(i)),
+        )
+        for i, (half, (by_token, of_half, _)) in enumerate(zip(layer.halves, parts, strict=True))
+    )
     return replace(
-        half,
-        by_token=by_token,
-        by_feature=by_feature,
-        token_sums=TokenSums.of(by_token, token_ids),
+        layer,
+        rows=rows,
+        columns=columns,
+        halves=(first, second),
+        token_sums=first.token_sums + second.token_sums,
     )

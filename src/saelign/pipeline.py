@@ -18,9 +18,9 @@ from saelign.activations import LayerActivations, collect
 from saelign.agreement import agreement_of, summary_of
 from saelign.cells import (
     Cell,
+    LayerPair,
     Setting,
     compare_layers,
-    layer_pair,
     read_cell,
     save_cell,
 )
@@ -427,7 +427,7 @@ def compare_sides(
             where = (plan.out, control, index, a.layer, b.layer)
             cell = compare_layers(
                 setting,
-                layer_pair(a, b, reading),
+                LayerPair(a=a, b=b, reading=reading),
                 lambda pairs, metric, matching, where=where: write_pairs(
                     pairs, metric, matching, *where
                 ),

@@ -203,7 +203,7 @@ class Study:
         seeds: One run each; a seed draws the documents and the shuffles, nothing else.
         metric: What to match by: `pearson`, `within_token`, `cosine`, `euclidean`; or a list, whose
             first is the study's own and whose others are compared with it.
-        matching: Any of `one_to_one`, `many_to_one`, `one_to_many`.
+        matching: Any of `one_to_one`, `optimal`, `many_to_one`, `one_to_many`.
         filters: Which pairs are kept.
         measures: What to score, each a name or `{name: options}`.
         nulls: How many shuffles of each null.

@@ -6,13 +6,13 @@ rolled against A's.
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Bool, Float, Float64, Int
+from jaxtyping import Bool, Float, Float64, Int, Int64
 
-from saelign.correlation import Correlation
+from saelign.correlation import Correlation, SparseCorrelation
 from saelign.nulls import SIGNIFICANCE, q_values
 
 MIN_DOCUMENTS = 50
@@ -59,11 +59,12 @@ class Evidence:
         return stratified_p(highest, self.n_active, self.null_held_out, self.n_active)
 
 
-Halves = tuple[Correlation, Correlation]
+Correlated = Correlation | SparseCorrelation
+Halves = tuple[Correlated, Correlated]
 
 
 def evidence_of(
-    whole: Correlation, halves: Halves, shifted: Iterable[Halves], *, min_active_tokens: int
+    whole: Correlated, halves: Halves, shifted: Iterable[Halves], *, min_active_tokens: int
 ) -> tuple[Evidence, Evidence]:
     """What one layer pair says of the features of both sides.
 
@@ -83,11 +84,10 @@ def evidence_of(
         partner, of_other = best[side], best[1 - side]
         rows = np.arange(len(partner))
         has = partner >= 0
-        pearson = whole.pearson if side == 0 else whole.pearson.T
         both.append(
             Evidence(
                 partner=partner,
-                correlation=np.where(has, pearson[rows, partner], np.nan),
+                correlation=pearson_with(whole, side, partner),
                 mutual=has & (of_other[partner] == rows),
                 held_out=held_out[side],
                 null_held_out=np.array([of_roll[side] for of_roll in null_held_out]).reshape(
@@ -99,22 +99,37 @@ def evidence_of(
     return both[0], both[1]
 
 
+def pearson_with(
+    correlation: Correlated,
+    side: int,
+    partner: Int[np.ndarray, "chosen"],
+    features: Int[np.ndarray, "chosen"] | None = None,
+) -> Float64[np.ndarray, "chosen"]:
+    """Pearson correlation of features of a side, all unless said, with a partner each.
+
+    NaN where the partner is -1.
+    """
+    features = np.arange(len(partner)) if features is None else features
+    has = partner >= 0
+    pair = features[has].astype(np.int64), partner[has].astype(np.int64)
+    found = np.full(len(partner), np.nan)
+    found[has] = correlation.pearson_of_pairs(*(pair if side == 0 else pair[::-1]))
+    return found
+
+
 def best_partners(
-    correlation: Correlation, min_active_tokens: int
-) -> tuple[Int[np.ndarray, "feature_a"], Int[np.ndarray, "feature_b"]]:
+    correlation: Correlated, min_active_tokens: int
+) -> tuple[Int64[np.ndarray, "feature_a"], Int64[np.ndarray, "feature_b"]]:
     """For each feature of A its best of B and the reverse; -1 for those that are not paired.
 
     By Pearson correlation, whatever a study matches by, as chance is.
     """
-    correlation = replace(correlation, similarity=correlation.pearson)
-    a = correlation.pairable_a(min_active_tokens)
-    b = correlation.pairable_b(min_active_tokens)
-    if not a.any() or not b.any():
-        return np.full(len(a), -1), np.full(len(b), -1)
-    among = correlation.pearson[np.ix_(a, b)]
-    best_a, best_b = np.full(len(a), -1), np.full(len(b), -1)
-    best_a[a] = np.flatnonzero(b)[among.argmax(axis=1)]
-    best_b[b] = np.flatnonzero(a)[among.argmax(axis=0)]
+    listed = correlation.by_pearson().listed(min_active_tokens, n_best_a=1)
+    best_a = np.full(len(correlation.n_active_a), -1)
+    best_b = np.full(len(correlation.n_active_b), -1)
+    if len(listed.features_a) and len(listed.features_b):
+        best_a[listed.features_a] = listed.best.partners_a[:, 0]
+        best_b[listed.features_b] = listed.best.partners_b[:, 0]
     return best_a, best_b
 
 
@@ -123,18 +138,36 @@ def held_out_of_best(
 ) -> tuple[Float64[np.ndarray, "feature_a"], Float64[np.ndarray, "feature_b"]]:
     """Correlation with the best partner of one half on the other, mean of both ways."""
     chosen = [best_partners(half, min_active_tokens) for half in halves]
-    sides = []
-    for side in (0, 1):
-        ways = []
-        for half in (0, 1):
-            partner, other = chosen[half][side], halves[1 - half].pearson
-            other = other if side == 0 else other.T
-            there = other[np.arange(len(partner)), partner]
-            ways.append(np.where(partner >= 0, there, np.nan))
-        first, second = np.isnan(ways[0]), np.isnan(ways[1])
-        both = (ways[0] + ways[1]) / 2
-        sides.append(np.where(first, ways[1], np.where(second, ways[0], both)).astype(np.float64))
-    return sides[0], sides[1]
+    first, second = (
+        both_ways(*(pearson_with(halves[1 - half], side, chosen[half][side]) for half in (0, 1)))
+        for side in (0, 1)
+    )
+    return first, second
+
+
+def held_out_of_some(
+    halves: Halves, features_a: Int[np.ndarray, "chosen"], min_active_tokens: int
+) -> Float64[np.ndarray, "chosen"]:
+    """The same for some features of A alone, as often as they are named."""
+    ways = []
+    for half in (0, 1):
+        correlation = halves[half].by_pearson()
+        some = np.unique(features_a[correlation.pairable_a(min_active_tokens)[features_a]])
+        among = np.flatnonzero(correlation.pairable_b(min_active_tokens))
+        partner = np.full(len(correlation.n_active_a), -1)
+        if len(some) and len(among):
+            best = correlation.strongest(some.astype(np.int64), among, n_best_a=1)
+            partner[some] = best.partners_a[:, 0]
+        ways.append(pearson_with(halves[1 - half], 0, partner[features_a], features_a))
+    return both_ways(*ways)
+
+
+def both_ways(
+    first: Float64[np.ndarray, "feature"], second: Float64[np.ndarray, "feature"]
+) -> Float64[np.ndarray, "feature"]:
+    """Their mean; the other one where one is NaN."""
+    mean = (first + second) / 2
+    return np.where(np.isnan(first), second, np.where(np.isnan(second), first, mean))
 
 
 def stratified_p(

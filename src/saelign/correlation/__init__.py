@@ -10,8 +10,8 @@ from saelign.correlation.held_out import (
     shifted_rows,
     split_documents,
 )
+from saelign.correlation.metrics import METRICS
 from saelign.correlation.moments import (
-    METRICS,
     Activations,
     Correlation,
     CrossMoments,
@@ -21,6 +21,8 @@ from saelign.correlation.moments import (
     correlate,
     correlation_of,
 )
+from saelign.correlation.sparse import FeatureColumns, SparseCorrelation, TokenRows
+from saelign.correlation.strongest import Strongest
 from saelign.correlation.within_token import (
     TokenSums,
     within_token_correlation,
@@ -33,9 +35,13 @@ __all__ = [
     "BootstrapMean",
     "Correlation",
     "CrossMoments",
+    "FeatureColumns",
     "FeatureMoments",
     "HeldOutHalf",
+    "SparseCorrelation",
+    "Strongest",
     "TokenIds",
+    "TokenRows",
     "TokenSums",
     "as_csr",
     "as_token_ids",

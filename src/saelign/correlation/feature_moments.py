@@ -79,3 +79,18 @@ class FeatureMoments:
         """
         deviations = self.squares - self.total**2 / self.n_tokens
         return np.where(deviations > self.rounding, deviations, 0.0)
+
+    @property
+    def scale(self) -> Float64[np.ndarray, "feature"]:
+        """One over the root of the centred squares; NaN for a constant feature."""
+        return inverse_roots(self.centred_squares)
+
+    @property
+    def cosine_scale(self) -> Float64[np.ndarray, "feature"]:
+        """One over the root of the squares; NaN for a constant feature, as it is never paired."""
+        return np.where(self.centred_squares > 0, inverse_roots(self.squares), np.nan)
+
+
+def inverse_roots(squares: Float64[np.ndarray, "feature"]) -> Float64[np.ndarray, "feature"]:
+    """One over the root of what is above 0, else NaN."""
+    return 1 / np.sqrt(np.where(squares > 0, squares, np.nan))

@@ -13,6 +13,8 @@ import scipy.sparse as sp
 from jaxtyping import Bool, Float64, Integer
 
 from saelign.correlation.moments import CrossMoments
+from saelign.correlation.sparse import FeatureColumns
+from saelign.correlation.strongest import n_threads
 from saelign.errors import DegenerateError, ShapeError
 
 BLOCK_BYTES = 2**23
@@ -120,15 +122,20 @@ class HeldOutHalf:
         documents: The document of each of these tokens.
         a: Each pair's feature of A; may repeat.
         b: Each pair's feature of B; may repeat.
+        first_token: What the activations call the first of these tokens, where they come by
+            feature.
     """
 
-    acts_a: sp.csr_array | sp.csc_array
-    acts_b: sp.csr_array | sp.csc_array
+    acts_a: sp.csr_array | sp.csc_array | FeatureColumns
+    acts_b: sp.csr_array | sp.csc_array | FeatureColumns
     documents: Integer[np.ndarray, "token"]
     a: Integer[np.ndarray, "pair"]
     b: Integer[np.ndarray, "pair"]
+    first_token: int = 0
 
     def __post_init__(self) -> None:
+        if isinstance(self.acts_a, FeatureColumns) or isinstance(self.acts_b, FeatureColumns):
+            return
         if not self.acts_a.shape[0] == self.acts_b.shape[0] == len(self.documents):
             raise ShapeError(
                 "both sides and the documents must hold the same tokens, got "
@@ -171,23 +178,6 @@ def document_counts(
     return counts
 
 
-def document_sums(
-    columns: sp.csc_array,
-    document: Integer[np.ndarray, "token"],
-    n_documents: int,
-    *,
-    powers: tuple[int, ...],
-) -> list[Float64[np.ndarray, "document column"]]:
-    """The sum of each column's powers over the tokens of each document, dense."""
-    n_columns = columns.shape[1]
-    place = document[columns.indices] * n_columns
-    place += np.repeat(np.arange(n_columns), np.diff(columns.indptr))
-    size = n_documents * n_columns
-    sums = [np.bincount(place, weights=columns.data**p, minlength=size) for p in powers]
-    # Of nothing at all bincount gives integers.
-    return [s.astype(np.float64).reshape(n_documents, n_columns) for s in sums]
-
-
 def resampled_means(
     half: HeldOutHalf,
     counts: Integer[np.ndarray, "resample document"],
@@ -204,38 +194,42 @@ def resampled_means(
         counts: How often each document, in ascending order of its id, stands in each resample.
         subsets: 1 where a pair takes part in a mean, else 0.
     """
+    from saelign.correlation.kernel import add_mean_correlations, sums_by_document  # numba
+
     documents, document, n_tokens = np.unique(
         half.documents, return_inverse=True, return_counts=True
     )
     n_documents, n_resamples, n_pairs = len(documents), len(counts), len(half.a)
-    by_feature_a, by_feature_b = half.acts_a.tocsc(), half.acts_b.tocsc()
+    x, y = (
+        acts if isinstance(acts, FeatureColumns) else FeatureColumns.of(acts.tocsc())
+        for acts in (half.acts_a, half.acts_b)
+    )
     correlations = np.empty(n_pairs)
     total = np.zeros((n_resamples, subsets.shape[1]))
     n_left = np.zeros_like(total)
     pairs_at_once = max(1, BLOCK_BYTES // (5 * 8 * n_documents))
     for start in range(0, n_pairs, pairs_at_once):
-        some = slice(start, start + pairs_at_once)
-        x = by_feature_a[:, half.a[some]].astype(np.float64)
-        y = by_feature_b[:, half.b[some]].astype(np.float64)
-        sums = np.hstack(
-            [
-                *document_sums(x, document, n_documents, powers=(1, 2)),
-                *document_sums(y, document, n_documents, powers=(1, 2)),
-                *document_sums(x * y, document, n_documents, powers=(1,)),
-            ]
-        )
-        n_active = np.diff(x.indptr), np.diff(y.indptr)
-        once = np.ones((1, n_documents))
-        correlations[some] = of_sums(once @ sums, once @ n_tokens, *n_active, n_documents)[0]
-        defined = ~np.isnan(correlations[some])
-        resamples_at_once = max(1, BLOCK_BYTES // (8 * (sums.shape[1] + n_documents)))
+        a, b = (side[start : start + pairs_at_once].astype(np.int64) for side in (half.a, half.b))
+        sums = sums_by_document(
+            a, b, x.starts, x.stops, x.tokens, x.values, y.starts, y.stops, y.tokens, y.values,
+            document, half.first_token, n_documents, n_threads(),
+        ).reshape(5 * len(a), n_documents)  # fmt: skip
+        n_active = x.stops[a] - x.starts[a], y.stops[b] - y.starts[b]
+        some = slice(start, start + len(a))
+        once = sums.sum(axis=1)[None]
+        correlations[some] = of_sums(
+            once, np.array([float(n_tokens.sum())]), *n_active, n_documents
+        )[0]
+        # A pair that is silent or constant takes part in no mean.
+        heard = subsets[some] * ~np.isnan(correlations[some])[:, None]
+        resamples_at_once = max(1, BLOCK_BYTES // (8 * (len(sums) + n_documents)))
         for first in range(0, n_resamples, resamples_at_once):
             rows = slice(first, first + resamples_at_once)
             weights = counts[rows].astype(np.float64)
-            r = of_sums(weights @ sums, weights @ n_tokens, *n_active, n_documents)
-            left = ~np.isnan(r) & defined
-            total[rows] += np.where(left, r, 0.0) @ subsets[some]
-            n_left[rows] += left @ subsets[some]
+            add_mean_correlations(
+                weights @ sums.T, weights @ n_tokens, n_active[0] + n_documents,
+                n_active[1] + n_documents, heard, total[rows], n_left[rows],
+            )  # fmt: skip
     return correlations, np.divide(
         total, n_left, out=np.full(total.shape, np.nan), where=n_left > 0
     )

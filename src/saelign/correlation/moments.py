@@ -8,8 +8,8 @@ tokens were cut.
 
 import functools
 import operator
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,16 @@ import scipy.sparse as sp
 from jaxtyping import Bool, Float32, Float64, Int64, Integer
 
 from saelign.correlation.feature_moments import FeatureMoments
+from saelign.correlation.metrics import METRICS, check_metric, euclidean_from
+from saelign.correlation.sparse import SparseCorrelation
+from saelign.correlation.strongest import (
+    BLOCK_BYTES,
+    Listed,
+    Strongest,
+    listed_among,
+    named,
+    strongest_of_blocks,
+)
 from saelign.correlation.within_token import TokenSums, within_token_correlation
 from saelign.errors import ActivationError, ShapeError, UnknownNameError
 
@@ -25,8 +35,6 @@ Activations = Any
 
 TokenIds = Any
 """One token id a row of activations: anything that numpy reads as an array of integers."""
-
-METRICS = ("pearson", "cosine", "euclidean", "within_token")
 
 
 def in_memory(acts: Activations) -> Any:
@@ -105,7 +113,10 @@ def add_products(
     from saelign.correlation.kernel import add_cross_products  # numba: half a second
 
     a, b = acts_a, acts_b
-    add_cross_products(a.indptr, a.indices, a.data, b.indptr, b.indices, b.data, products)
+    add_cross_products(
+        a.indptr[:-1], a.indptr[1:], a.indices, a.data,
+        b.indptr[:-1], b.indptr[1:], b.indices, b.data, products,
+    )  # fmt: skip
 
 
 def sum_moments(chunks: Iterable[tuple[Activations, Activations]]) -> CrossMoments:
@@ -170,6 +181,54 @@ class Correlation:
         """Which features of B are active often enough, and have a similarity, to be paired."""
         return (self.n_active_b >= min_active_tokens) & self._has_similarity(axis=0)
 
+    def by_pearson(self) -> "Correlation":
+        """The same, matched by Pearson correlation."""
+        return replace(self, metric="pearson", similarity=self.pearson)
+
+    def strongest(
+        self,
+        features_a: Int64[np.ndarray, "chosen_a"],
+        features_b: Int64[np.ndarray, "chosen_b"],
+        *,
+        n_best_a: int,
+        n_best_b: int = 1,
+        offsets: Float64[np.ndarray, "chosen_b"] | None = None,
+    ) -> Strongest:
+        """The strongest partners that some features have, as `SparseCorrelation.strongest`."""
+        blocks = self.blocks(features_a, features_b)
+        lists = strongest_of_blocks(blocks, offsets, len(features_b), n_best_a, n_best_b)
+        return named(lists, features_a, features_b, offsets)
+
+    def listed(self, min_active_tokens: int, *, n_best_a: int) -> Listed:
+        """The strongest partners of all features that may be paired."""
+        return listed_among(
+            self,
+            np.flatnonzero(self.pairable_a(min_active_tokens)),
+            np.flatnonzero(self.pairable_b(min_active_tokens)),
+            n_best_a=n_best_a,
+        )
+
+    def blocks(
+        self, features_a: Int64[np.ndarray, "chosen_a"], features_b: Int64[np.ndarray, "chosen_b"]
+    ) -> Iterator[tuple[Int64[np.ndarray, "_"], np.ndarray]]:
+        """Similarities between some features, a block of rows at a time."""
+        n_rows = max(1, BLOCK_BYTES // (8 * max(1, len(features_b))))
+        for start in range(0, len(features_a), n_rows):
+            rows = features_a[start : start + n_rows]
+            yield rows, self.similarity[np.ix_(rows, features_b)]
+
+    def pearson_of_pairs(
+        self, a: Int64[np.ndarray, "pair"], b: Int64[np.ndarray, "pair"]
+    ) -> Float64[np.ndarray, "pair"]:
+        """Pearson correlation of feature a[i] of A with b[i] of B; NaN where one is constant."""
+        return self.pearson[a, b].astype(np.float64)
+
+    def similarity_of_pairs(
+        self, a: Int64[np.ndarray, "pair"], b: Int64[np.ndarray, "pair"]
+    ) -> Float64[np.ndarray, "pair"]:
+        """What is matched by, of feature a[i] of A and b[i] of B; NaN where there is none."""
+        return self.similarity[a, b].astype(np.float64)
+
     def _has_similarity(self, *, axis: int) -> Bool[np.ndarray, "feature"]:
         undefined = np.asarray(np.isnan(self.pearson).all(axis=axis))
         if self.similarity is not self.pearson:
@@ -199,33 +258,24 @@ def correlation_of(
         UnknownNameError: No such metric.
         ShapeError: The metric is within_token and `within` is missing, or of other tokens.
     """
-    if metric not in METRICS:
-        raise UnknownNameError.of("metric", metric, METRICS)
-    if metric == "within_token" and within is None:
-        raise ShapeError(
-            "metric 'within_token' must have the sums per token type of both sides, got none: "
-            "pass them as within=(TokenSums.of(acts_a, token_ids), TokenSums.of(acts_b, token_ids))"
-        )
+    check_metric(metric, within)
     a, b, n = moments.a, moments.b, moments.a.n_tokens
-    # One side at a time: the product of the squares can leave the range of float64.
-    spread_a, spread_b = (
-        np.sqrt(np.where(side.centred_squares > 0, side.centred_squares, np.nan)) for side in (a, b)
-    )
     pearson = np.outer(a.total / -n, b.total)
     pearson += moments.products
-    pearson /= spread_a[:, None]
-    pearson /= spread_b
+    # One side at a time: the product of the scales can leave the range of float64.
+    pearson *= a.scale[:, None]
+    pearson *= b.scale
     np.clip(pearson, -1, 1, out=pearson)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        if metric == "cosine":
-            similarity = moments.products / np.outer(np.sqrt(a.squares), np.sqrt(b.squares))
-            similarity[np.isnan(pearson)] = np.nan
-        elif metric == "euclidean":
-            similarity = -np.sqrt(2 * n * (1 - pearson))
-        elif metric == "within_token" and within is not None:
-            similarity = within_token_correlation(moments.products, a, b, *within)
-        else:
-            similarity = pearson
+    if metric == "cosine":
+        similarity = moments.products * a.cosine_scale[:, None]
+        similarity *= b.cosine_scale
+        np.clip(similarity, -1, 1, out=similarity)
+    elif metric == "euclidean":
+        similarity = euclidean_from(pearson, n)
+    elif metric == "within_token" and within is not None:
+        similarity = within_token_correlation(moments.products, a, b, *within)
+    else:
+        similarity = pearson
     return Correlation(
         metric=metric,
         pearson=pearson,
@@ -242,7 +292,8 @@ def correlate(
     *,
     metric: str = "pearson",
     token_ids: TokenIds | list[TokenIds] | tuple[TokenIds, ...] | None = None,
-) -> Correlation:
+    dense: bool = True,
+) -> Correlation | SparseCorrelation:
     """Correlations of every feature of A with every feature of B over the same tokens.
 
     Exact: sparse in, float64 moments, no dense tokens x features array. Several chunks of tokens
@@ -253,6 +304,9 @@ def correlate(
         acts_b: The same tokens through B.
         metric: What to match by: pearson, cosine, euclidean or within_token.
         token_ids: For within_token: the id of each token, or a list of such arrays, one a chunk.
+        dense: Whether to give a matrix of all correlations, 8 bytes each. If not, they are computed
+            from the activations as they are asked for: `match` works on either and gives the same,
+            and features may be as many as they like.
 
     Raises:
         ShapeError: The two sides do not hold the same tokens, or the metric is within_token and
@@ -270,26 +324,57 @@ def correlate(
         raise ShapeError(
             f"both sides must come in the same chunks, got {len(chunks_a)} and {len(chunks_b)}"
         )
-    chunks: Iterable[tuple[Activations, Activations]] = zip(chunks_a, chunks_b, strict=True)
-    if metric != "within_token":
-        return correlation_of(sum_moments(chunks), metric=metric)
-    if token_ids is None:
+    if metric == "within_token" and token_ids is None:
         raise ShapeError(
             "metric 'within_token' must have one id a token, got none: pass them as token_ids"
         )
     ids = token_ids if isinstance(acts_a, list | tuple) else [token_ids]
-    if len(ids) != len(chunks_a):
+    if metric == "within_token" and (ids is None or len(ids) != len(chunks_a)):
         raise ShapeError(
             "token_ids must come in the same chunks as the activations, got "
-            f"{len(ids)} and {len(chunks_a)}"
+            f"{0 if ids is None else len(ids)} and {len(chunks_a)}"
         )
-    csr_chunks = [(as_csr(x, name="acts_a"), as_csr(y, name="acts_b")) for x, y in chunks]
-    moments = sum_moments(csr_chunks)
-    sums_a, sums_b = (
-        sum_token_sums((chunk[side] for chunk in csr_chunks), map(as_token_ids, ids))
+    chunks = [
+        (as_csr(x, name="acts_a"), as_csr(y, name="acts_b"))
+        for x, y in zip(chunks_a, chunks_b, strict=True)
+    ]
+    within = None
+    if metric == "within_token":
+        check_same_tokens(chunks)
+        sums_a, sums_b = (
+            sum_token_sums((chunk[side] for chunk in chunks), map(as_token_ids, ids or ()))
+            for side in (0, 1)
+        )
+        within = sums_a, sums_b
+    if dense:
+        return correlation_of(sum_moments(chunks), metric=metric, within=within)
+    check_same_tokens(chunks)
+    csr_a, csr_b = (
+        chunks[0][side] if len(chunks) == 1 else sp.csr_array(sp.vstack([c[side] for c in chunks]))
         for side in (0, 1)
     )
-    return correlation_of(moments, metric=metric, within=(sums_a, sums_b))
+    return SparseCorrelation.of(csr_a, csr_b, metric=metric, within=within)
+
+
+def check_same_tokens(chunks: list[tuple[sp.csr_array, sp.csr_array]]) -> None:
+    """Refuse chunks whose sides differ in tokens, or that differ in features.
+
+    Raises:
+        ShapeError: They do, or there is no token at all.
+    """
+    for csr_a, csr_b in chunks:
+        if csr_a.shape[0] != csr_b.shape[0]:
+            raise ShapeError(
+                f"both sides must hold the same tokens, got {csr_a.shape[0]} and {csr_b.shape[0]}"
+            )
+        widths, first = (csr_a.shape[1], csr_b.shape[1]), chunks[0]
+        if widths != (first[0].shape[1], first[1].shape[1]):
+            raise ShapeError(
+                "chunks must have the same features, got "
+                f"{(first[0].shape[1], first[1].shape[1])} and then {widths}"
+            )
+    if not sum(csr_a.shape[0] for csr_a, _ in chunks):
+        raise ShapeError("there must be at least one token to correlate over, got none")
 
 
 def as_token_ids(token_ids: TokenIds) -> Integer[np.ndarray, "token"]:

@@ -14,7 +14,7 @@ import numpy as np
 import scipy.sparse as sp
 from jaxtyping import Float64, Integer
 
-from saelign.correlation.feature_moments import FeatureMoments
+from saelign.correlation.feature_moments import FeatureMoments, inverse_roots
 from saelign.errors import ShapeError
 
 BLOCK = 1024
@@ -124,10 +124,10 @@ def within_token_squares(
     return np.where(left, deviations, 0.0)
 
 
-def spreads(
+def within_token_scales(
     moments_a: FeatureMoments, moments_b: FeatureMoments, sums_a: TokenSums, sums_b: TokenSums
 ) -> tuple[Float64[np.ndarray, "feature_a"], Float64[np.ndarray, "feature_b"]]:
-    """Roots of the within-token sums of squares of both sides; NaN where nothing is left.
+    """One over the roots of the within-token sums of squares; NaN where nothing is left.
 
     Raises:
         ShapeError: The two sides were not summed over the same tokens.
@@ -142,10 +142,7 @@ def spreads(
             "token sums of both sides must be over the same tokens, got different token types or "
             "counts: give both sides the same token_ids"
         )
-    spread_a, spread_b = (
-        np.sqrt(np.where(squares > 0, squares, np.nan)) for squares in (squares_a, squares_b)
-    )
-    return spread_a, spread_b
+    return inverse_roots(squares_a), inverse_roots(squares_b)
 
 
 def within_token_correlation(
@@ -172,45 +169,78 @@ def within_token_correlation(
 
     Source: this package.
     """
-    spread_a, spread_b = spreads(moments_a, moments_b, sums_a, sums_b)
+    scale_a, scale_b = within_token_scales(moments_a, moments_b, sums_a, sums_b)
     left = products.copy()
-    take_away_explained(left, sums_a, sums_b)
-    # One side at a time: the product of the squares can leave the range of float64.
-    left /= spread_a[:, None]
-    left /= spread_b
+    Explained.of(sums_a, sums_b).take_from(left)
+    # One side at a time: the product of the scales can leave the range of float64.
+    left *= scale_a[:, None]
+    left *= scale_b
     return np.clip(left, -1, 1, out=left)
 
 
-def take_away_explained(
-    products: Float64[np.ndarray, "feature_a feature_b"], sums_a: TokenSums, sums_b: TokenSums
-) -> None:
-    """Subtract S_A' diag(1/n) S_B from `products`, in place.
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Explained:
+    """What the means given the token account for of cross products: S_A' diag(1/n) S_B.
 
     On a frequent token most features are active at some time, so its row of sums is nearly dense:
     such rows are multiplied as dense ones, the many short rows of rare tokens as sparse ones.
-    """
-    from saelign.correlation.kernel import add_cross_products  # numba: half a second
 
-    a, b = sums_a.sums.tocsr(), sums_b.sums.tocsr()
-    a.data /= -sums_a.counts[np.repeat(np.arange(a.shape[0]), np.diff(a.indptr))]
-    n_products = np.diff(a.indptr).astype(np.float64) * np.diff(b.indptr)
-    is_dense = n_products > DENSE_SHARE * a.shape[1] * b.shape[1]
-    sparse_a, sparse_b = a[~is_dense].tocsc(), b[~is_dense]
-    add_cross_products(
-        sparse_a.indptr,
-        sparse_a.indices,
-        sparse_a.data,
-        sparse_b.indptr,
-        sparse_b.indices,
-        sparse_b.data,
-        products,
-    )
-    dense = np.flatnonzero(is_dense)
-    for first in range(0, len(dense), BLOCK):
-        types = dense[first : first + BLOCK]
-        dense_a, dense_b = a[types].toarray(), b[types].toarray()
-        for start in range(0, a.shape[1], BLOCK):  # no second features x features array
-            products[start : start + BLOCK] += dense_a[:, start : start + BLOCK].T @ dense_b
+    Attributes:
+        sparse_a: Rare token types x features of A, sums divided by minus the count.
+        sparse_b: The same types through B, plain sums.
+        dense_a: Frequent types, likewise.
+        dense_b: The same through B.
+    """
+
+    sparse_a: sp.csc_array
+    sparse_b: sp.csr_array
+    dense_a: sp.csr_array
+    dense_b: sp.csr_array
+
+    @classmethod
+    def of(
+        cls,
+        sums_a: TokenSums,
+        sums_b: TokenSums,
+        features_a: Integer[np.ndarray, "chosen_a"] | None = None,
+        features_b: Integer[np.ndarray, "chosen_b"] | None = None,
+    ) -> "Explained":
+        """Of all features, or of some."""
+        a = sums_a.sums if features_a is None else sums_a.sums[:, features_a]
+        b = sums_b.sums if features_b is None else sums_b.sums[:, features_b]
+        a, b = sp.csr_array(a), sp.csr_array(b)
+        a.data /= -sums_a.counts[np.repeat(np.arange(a.shape[0]), np.diff(a.indptr))]
+        n_products = np.diff(a.indptr).astype(np.float64) * np.diff(b.indptr)
+        is_dense = n_products > DENSE_SHARE * a.shape[1] * b.shape[1]
+        return cls(
+            sparse_a=sp.csc_array(a[~is_dense]),
+            sparse_b=sp.csr_array(b[~is_dense]),
+            dense_a=sp.csr_array(a[is_dense]),
+            dense_b=sp.csr_array(b[is_dense]),
+        )
+
+    def take_from(self, products: Float64[np.ndarray, "row feature_b"], first: int = 0) -> None:
+        """Subtract it from the products of A's features from `first` on, in place."""
+        from saelign.correlation.kernel import add_cross_products  # numba: half a second
+
+        rows = slice(first, first + len(products))
+        a, b = self.sparse_a, self.sparse_b
+        add_cross_products(
+            a.indptr[:-1][rows],
+            a.indptr[1:][rows],
+            a.indices,
+            a.data,
+            b.indptr[:-1],
+            b.indptr[1:],
+            b.indices,
+            b.data,
+            products,
+        )
+        for start in range(0, self.dense_a.shape[0], BLOCK):
+            types = slice(start, start + BLOCK)
+            dense_a, dense_b = self.dense_a[types, rows].toarray(), self.dense_b[types].toarray()
+            for at in range(0, len(products), BLOCK):  # no second features x features array
+                products[at : at + BLOCK] += dense_a[:, at : at + BLOCK].T @ dense_b
 
 
 def within_token_of_pairs(
@@ -243,10 +273,10 @@ def within_token_of_pairs(
 
     Source: this package.
     """
-    spread_a, spread_b = spreads(moments_a, moments_b, sums_a, sums_b)
+    scale_a, scale_b = within_token_scales(moments_a, moments_b, sums_a, sums_b)
     explained = np.empty(len(a))
     per_count = 1 / sums_a.counts
     for start in range(0, len(a), BLOCK):
         some = slice(start, start + BLOCK)
         explained[some] = sums_a.sums[:, a[some]].multiply(sums_b.sums[:, b[some]]).T @ per_count
-    return np.clip((products_of_pairs - explained) / spread_a[a] / spread_b[b], -1, 1)
+    return np.clip((products_of_pairs - explained) * scale_a[a] * scale_b[b], -1, 1)

@@ -1,52 +1,64 @@
 """Which feature of A goes with which feature of B."""
 
-import heapq
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Float, Int
+from jaxtyping import Float, Float64, Int
 
-from saelign.correlation import Correlation
+from saelign.correlation import Correlation, SparseCorrelation, Strongest
+from saelign.correlation.strongest import Listed
 from saelign.errors import ActivationError, UnknownNameError
+from saelign.matching.greedy import N_LISTED, greedy_one_to_one
+from saelign.matching.optimal import optimal_one_to_one
 
-MATCHINGS = ("one_to_one", "many_to_one", "one_to_many")
-"""one_to_one: each feature at most once. many_to_one: each feature of A with its best of B.
-one_to_many: each feature of B with its best of A."""
+MATCHINGS = ("one_to_one", "optimal", "many_to_one", "one_to_many")
+"""one_to_one: each feature at most once, greedily. optimal: each feature at most once, so that the
+similarities add up to the most. many_to_one: each feature of A with its best of B. one_to_many:
+each feature of B with its best of A."""
 
 
-def greedy_one_to_one(
-    similarity: Float[np.ndarray, "feature_a feature_b"],
-) -> Int[np.ndarray, "pair 2"]:
-    """The pairs taken by repeatedly choosing the most alike that are both still free.
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Pairable:
+    """Features that may be paired, by position, as `optimal_one_to_one` asks for their partners."""
 
-    Exact: the same pairs, in the same order, as sorting all of them; ties go to the lower index of
-    A, then of B. Each row waits in a heap with its best free partner and looks again only when that
-    partner was taken, since what a row can still get never grows.
+    correlation: Correlation | SparseCorrelation
+    listed: Listed
 
-    Source: Lan et al. (2024), section 3, as the text states it (their code keeps the lowest index).
-    """
-    n_a, n_b = similarity.shape
-    free = np.ones(n_b, dtype=bool)
-    best = similarity.argmax(axis=1)
-    heap = [(-similarity[a, b], a, b) for a, b in enumerate(best.tolist())]
-    heapq.heapify(heap)
-    pairs: list[tuple[int, int]] = []
-    while len(pairs) < min(n_a, n_b):
-        _, a, b = heapq.heappop(heap)
-        if free[b]:
-            free[b] = False
-            pairs.append((a, b))
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Features of A and of B."""
+        return len(self.listed.features_a), len(self.listed.features_b)
+
+    def strongest(
+        self,
+        rows: Int[np.ndarray, "row"],
+        columns: Int[np.ndarray, "column"],
+        k: int,
+        *,
+        offsets: Float64[np.ndarray, "column"] | None = None,
+    ) -> tuple[Int[np.ndarray, "row k"], Float64[np.ndarray, "row k"]]:
+        """For each row its k best among the columns, and how alike they are."""
+        a, b = self.listed.features_a, self.listed.features_b
+        k = min(k, len(columns))
+        if (
+            offsets is None
+            and (len(rows), len(columns)) == self.shape
+            and k <= self.listed.n_best_a
+        ):
+            best = self.listed.best
         else:
-            row = np.where(free, similarity[a], -np.inf)
-            b = int(row.argmax())
-            heapq.heappush(heap, (-row[b], a, b))
-    return np.array(pairs, dtype=np.int64).reshape(-1, 2)
+            best = self.correlation.strongest(a[rows], b[columns], n_best_a=k, offsets=offsets)
+        return np.searchsorted(b, best.partners_a[:, :k]), best.similarity_a[:, :k]
 
 
 def match(
-    correlation: Correlation, *, how: str = "one_to_one", min_active_tokens: int = 30
+    correlation: Correlation | SparseCorrelation,
+    *,
+    how: str = "one_to_one",
+    min_active_tokens: int = 30,
 ) -> pd.DataFrame:
-    """Pairs of features, best first in `one_to_one`, by index otherwise.
+    """Pairs of features, best first where each has one partner, by index otherwise.
 
     Features without a similarity (constant, or matched within tokens and a function of the token),
     or active on fewer than `min_active_tokens` tokens, are never paired: of features that fire two
@@ -54,8 +66,9 @@ def match(
 
     Args:
         correlation: What `saelign.correlate` returned.
-        how: `one_to_one` (the paper's greedy, exact), `many_to_one` (each feature of A with its
-            best of B) or `one_to_many` (each feature of B with its best of A).
+        how: `one_to_one` (the paper's greedy, exact), `optimal` (one-to-one with the largest total
+            similarity, certified), `many_to_one` (each feature of A with its best of B) or
+            `one_to_many` (each feature of B with its best of A).
         min_active_tokens: Tokens a feature must be active on to be paired; at least 1.
 
     Returns:
@@ -68,7 +81,7 @@ def match(
         UnknownNameError: No such matching.
         ActivationError: A side has no feature that can be paired.
 
-    Source: Lan et al. (2024), section 3; METHODS of this package for ties, margin and mutual.
+    Source: Lan et al. (2024), section 3; ties, margin, mutual and `optimal` by this package.
     """
     if how not in MATCHINGS:
         raise UnknownNameError.of("matching", how, MATCHINGS)
@@ -80,43 +93,44 @@ def match(
                 f"{correlation.n_tokens} tokens, the most active of {len(n_active)} has "
                 f"{n_active.max(initial=0)}: use more text or lower min_active_tokens"
             )
-    features_a = np.flatnonzero(correlation.pairable_a(min_active_tokens))
-    features_b = np.flatnonzero(correlation.pairable_b(min_active_tokens))
+    listed = correlation.listed(min_active_tokens, n_best_a=2 if "many" in how else N_LISTED)
+    features_a, features_b, best = listed.features_a, listed.features_b, listed.best
     if len(features_a) == 0 or len(features_b) == 0:
         what = "constant" if correlation.metric != "within_token" else "a function of the token"
         raise ActivationError(
             f"both models must have a feature that is active often enough and not {what}, "
             f"got {len(features_a)} of A and {len(features_b)} of B: use more text"
         )
-    similarity = correlation.similarity[np.ix_(features_a, features_b)]
-    best_b, best_a = similarity.argmax(axis=1), similarity.argmax(axis=0)
+    best_b, best_a = best.partners_a[:, 0], best.partners_b[:, 0]
     if how == "one_to_one":
-        a, b = greedy_one_to_one(similarity).T
+        a, b = greedy_one_to_one(correlation, features_a, features_b, listed=best).T
+    elif how == "optimal":
+        chosen = optimal_one_to_one(Pairable(correlation=correlation, listed=listed)).pairs
+        a, b = features_a[chosen[:, 0]], features_b[chosen[:, 1]]
     elif how == "many_to_one":
-        a, b = np.arange(len(features_a)), best_b
+        a, b = features_a, best_b
     else:
-        a, b = best_a, np.arange(len(features_b))
-    chosen = similarity[a, b]
+        a, b = best_a, features_b
+    row, column = np.searchsorted(features_a, a), np.searchsorted(features_b, b)
+    similarity = correlation.similarity_of_pairs(a, b)
     return pd.DataFrame(
         {
-            "feature_a": features_a[a],
-            "feature_b": features_b[b],
-            "correlation": correlation.pearson[features_a[a], features_b[b]],
-            "similarity": chosen,
-            "margin": chosen - best_other(similarity, a, b),
-            "mutual": (best_b[a] == b) & (best_a[b] == a),
+            "feature_a": a,
+            "feature_b": b,
+            "correlation": correlation.pearson_of_pairs(a, b),
+            "similarity": similarity,
+            "margin": similarity - best_other(best, row, b),
+            "mutual": (best_b[row] == b) & (best_a[column] == a),
         }
     )
 
 
 def best_other(
-    similarity: Float[np.ndarray, "feature_a feature_b"],
-    a: Int[np.ndarray, "pair"],
-    b: Int[np.ndarray, "pair"],
+    best: Strongest, row: Int[np.ndarray, "pair"], b: Int[np.ndarray, "pair"]
 ) -> Float[np.ndarray, "pair"]:
     """The best similarity in each pair's row of A, its partner left out; NaN if none is left."""
-    if similarity.shape[1] < 2:
-        return np.full(len(a), np.nan)
-    best = similarity.argmax(axis=1)
-    second = np.partition(similarity, -2, axis=1)[:, -2]
-    return np.where(best[a] == b, second[a], similarity[a, best[a]])
+    if best.partners_a.shape[1] < 2:
+        return np.full(len(row), np.nan)
+    is_best = best.partners_a[row, 0] == b
+    other = best.similarity_a[row, is_best.astype(np.int64)]
+    return np.where(np.isneginf(other), np.nan, other)

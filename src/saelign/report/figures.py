@@ -37,6 +37,7 @@ NAMES = {
     "one_to_one": "one-to-one",
     "many_to_one": "many-to-one",
     "one_to_many": "one-to-many",
+    "optimal": "optimal one-to-one",
     "rate_matched": "rate-matched null",
     "shuffle": "shuffle null",
     "trained": "trained",
