@@ -1,5 +1,7 @@
 import errno
+import importlib
 import json
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -7,6 +9,9 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import array_shapes, arrays
 
 from conftest import CONFIGS, D_MODEL, N_LAYERS, lossless_sae, random_tokens, tiny_model
 from saelign.activations import LayerActivations, activations_key, collect, open_activations
@@ -21,9 +26,12 @@ from saelign.errors import (
     WiringError,
 )
 from saelign.models import find_blocks, residual_streams
-from saelign.saes import SAE, encode
+from saelign.saes import SAE, encode, reconstruct
+from saelign.saes.sae import encode_sparse, nonzero_above, reconstruct_counting
 
 TOKENS = random_tokens(n_contexts=40)
+# The function of this name hides the module in its package.
+COLLECT = importlib.import_module("saelign.activations.collect")
 
 
 def narrow_sae(layer: int, model=None, rank: int = 6) -> SAE:
@@ -454,3 +462,103 @@ def test_padding_on_the_left_is_not_attended_to(tmp_path):
     matrix = Study(tmp_path).collect(tokens=tokens)[2].concatenated()
     expected = encode(lossless_sae(), streams_of(tiny_model("gpt_neox"), [2], tokens)[2])
     np.testing.assert_allclose(matrix.toarray(), expected, atol=1e-5)
+
+
+FLOATS = st.floats(-3, 3, width=32) | st.sampled_from(
+    np.array([0, -0.0, np.nan, np.inf, -np.inf, 1], dtype=np.float32).tolist()
+)
+
+
+@given(
+    st.data(),
+    array_shapes(min_dims=2, max_dims=2, min_side=0, max_side=40),
+    st.sampled_from([0.0, 0.03, 0.5, 1.0]),
+)
+def test_what_is_above_its_bound_is_found_row_by_row(data, shape, share):
+    dense = data.draw(arrays(np.float32, shape, elements=FLOATS, fill=FLOATS))
+    bounds = data.draw(arrays(np.float32, shape[1:], elements=FLOATS))
+    silent = np.random.default_rng(len(dense)).random(shape) >= share
+    dense[silent] = -np.inf
+    counts, features, values = nonzero_above(torch.from_numpy(dense), torch.from_numpy(bounds))
+    rows, columns = np.nonzero(dense > bounds)
+    np.testing.assert_array_equal(counts, np.bincount(rows, minlength=len(dense)))
+    np.testing.assert_array_equal(features, columns)
+    np.testing.assert_array_equal(values, dense[rows, columns])
+    assert (counts.dtype, features.dtype, values.dtype) == (np.int64, np.int32, np.float32)
+
+
+def a_random_sae(activation: str, d_sae: int = 4096, **changes) -> SAE:
+    generator = torch.Generator().manual_seed(3)
+    weights = torch.randn(D_MODEL, d_sae, generator=generator)
+    return lossless_sae(
+        W_enc=weights,
+        b_enc=torch.randn(d_sae, generator=generator) - 12,
+        W_dec=weights.T.contiguous(),
+        b_dec=torch.randn(D_MODEL, generator=generator),
+        activation=activation,
+        k=40 if activation == "topk" else None,
+        threshold=torch.randn(d_sae, generator=generator) if activation == "jumprelu" else None,
+        **changes,
+    )
+
+
+@pytest.mark.parametrize("activation", ["relu", "topk", "jumprelu"])
+@pytest.mark.parametrize("normalize", ["none", "layer_norm", "constant_norm_rescale"])
+def test_sparse_encoding_and_reconstruction_are_the_dense_ones(activation, normalize):
+    sae = a_random_sae(activation, normalize=normalize, apply_b_dec_to_input=True)
+    x = torch.randn(70, D_MODEL, generator=torch.Generator().manual_seed(4))
+    x[7] *= 0.01
+    dense = encode(sae, x).numpy()
+    assert 0 < (dense > 0).mean() < 1 / 32
+    counts, features, values = encode_sparse(sae, x, out=torch.empty(70, sae.d_sae))
+    np.testing.assert_array_equal(counts, (dense > 0).sum(axis=1))
+    np.testing.assert_array_equal(features, np.nonzero(dense)[1])
+    np.testing.assert_array_equal(values, dense[dense > 0])
+    reconstruction, n_active = reconstruct_counting(sae, x)
+    np.testing.assert_allclose(reconstruction, reconstruct(sae, x), rtol=1e-4, atol=1e-4)
+    np.testing.assert_array_equal(n_active, (dense > 0).sum(axis=0))
+
+
+def test_an_sae_of_which_many_features_are_active_is_reconstructed_densely():
+    x = torch.randn(30, D_MODEL, generator=torch.Generator().manual_seed(4))
+    reconstruction, n_active = reconstruct_counting(lossless_sae(), x)
+    assert torch.equal(reconstruction, reconstruct(lossless_sae(), x))
+    assert int(n_active.sum()) == x.numel()
+
+
+def test_a_run_that_stops_waits_for_what_it_is_writing(tmp_path, monkeypatch):
+    def slowly(*arguments):
+        time.sleep(0.1)
+        return write_shard(*arguments)
+
+    def stop(done, _):
+        if done >= 200:
+            raise KilledError
+
+    monkeypatch.setattr(COLLECT, "write_shard", slowly)
+    with pytest.raises(KilledError):
+        Study(tmp_path).collect(progress=stop)
+    there = [open_activations(folder) for folder in tmp_path.iterdir()]
+    assert len({layer.n_rows for layer in there}) == 1
+    assert there[0].n_rows >= 100
+    assert not list(tmp_path.rglob("*.tmp"))
+
+
+def test_no_shard_follows_on_one_that_could_not_be_written(tmp_path, monkeypatch):
+    n_calls = 0
+
+    def fails_once(*arguments):
+        nonlocal n_calls
+        n_calls += 1
+        if n_calls == 2:
+            raise StorageError("the disk is full for a moment")
+        return write_shard(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(COLLECT, "write_shard", fails_once)
+        with pytest.raises(StorageError, match=r"full for a moment"):
+            Study(tmp_path / "one", saes={0: lossless_sae()}).collect()
+    (folder,) = (tmp_path / "one").iterdir()
+    assert len(open_activations(folder).shard_files) == 1
+    layers = [Study(tmp_path / name, saes={0: lossless_sae()}).collect() for name in ("one", "two")]
+    assert layers[0][0].shard_files == layers[1][0].shard_files

@@ -220,3 +220,11 @@ def test_the_gap_is_honest_when_the_search_is_cut_short(kind, shape, monkeypatch
     best = table[linear_sum_assignment(table, maximize=True)].sum()
     assert found.gap > 1e-6
     assert best - found.similarities.sum() <= found.gap
+
+
+def test_a_similarity_far_beyond_those_seen_first_may_turn_up_later():
+    table = np.zeros((6, 2))
+    table[5] = -16385, 1
+    for candidates in (Dense(table), Dense(table.T.copy())):
+        found = optimal_one_to_one(candidates, k=1)
+        assert found.similarities.sum() == 1

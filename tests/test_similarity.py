@@ -37,7 +37,7 @@ from saelign.similarity import neighbours as neighbours_file
 from saelign.similarity.measures import Invariance
 from saelign.similarity.neighbours import check_k
 from saelign.similarity.partners import partners_of
-from saelign.similarity.procrustes import nuclear_norm
+from saelign.similarity.procrustes import nuclear_norms
 from saelign.similarity.rsa import check_options
 
 with warnings.catch_warnings():
@@ -618,7 +618,8 @@ def test_the_nuclear_norm_is_the_sum_of_the_singular_values(shape, smallest):
     left, right = (rotation_of(d, rng)[:, :n] for d in shape)
     singular = np.logspace(0, smallest, n)
     matrix = (left * singular) @ right.T
-    assert nuclear_norm(matrix) == pytest.approx(singular.sum(), rel=1e-11)
+    for turned in (matrix, matrix.T):
+        assert nuclear_norms(turned[None]) == pytest.approx(singular.sum(), rel=1e-11)
 
 
 def test_procrustes_of_a_side_that_cancels_within_each_group_is_0():

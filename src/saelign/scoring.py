@@ -138,7 +138,7 @@ def check_rows(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             raise DegenerateError(f"{name} must be finite, got a value that is not in row {row}")
         if (matrix == matrix[0]).all():
             raise DegenerateError(f"rows must differ, all {len(matrix)} rows of {name} are equal")
-    return x.astype(np.float64), y.astype(np.float64)
+    return x.astype(np.float64, copy=False), y.astype(np.float64, copy=False)
 
 
 def score_comparison(

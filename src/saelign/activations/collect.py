@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -31,8 +32,8 @@ from saelign.activations.wiring import (
 )
 from saelign.errors import ActivationError, TextError
 from saelign.models import d_model, find_blocks, residual_streams
-from saelign.saes import SAE, encode
-from saelign.saes.sae import in_parts
+from saelign.saes import SAE
+from saelign.saes.sae import NonZeros, encode_sparse, in_parts
 from saelign.text import Tokens
 
 
@@ -233,31 +234,38 @@ def _run(
     progress: Callable[[int, int], None] | None,
 ) -> None:
     # Fill `layers` shard by shard; an entry is replaced as each of its shards reaches the disk.
+    # One shard a layer is written while the next is computed, and never two: a shard follows only
+    # on one that is on the disk. Leaving, whatever the reason, waits for what is being written.
     per_context = reader.tokens.kept.sum(axis=1)
     n_done, total = 0, int(per_context.sum())
-    for number, (start, stop) in enumerate(_shard_bounds(per_context, shard_tokens)):
-        open_layers = [layer for layer in saes if len(layers[layer].shard_files) <= number]
-        if not open_layers:
-            n_done += int(per_context[start:stop].sum())
-            continue
-        parts: dict[int, list[tuple[np.ndarray, np.ndarray, np.ndarray]]] = {
-            layer: [] for layer in open_layers
-        }
-        contexts = start + np.flatnonzero(per_context[start:stop])
-        batches = [
-            contexts[i : i + reader.contexts_per_batch]
-            for i in range(0, len(contexts), reader.contexts_per_batch)
-        ]
-        for batch in batches:
-            streams = _kept_streams(reader, batch, open_layers)
-            for layer in open_layers:
-                parts[layer] += _nonzero_activations(saes[layer], streams[layer])
-            n_done += int(per_context[batch].sum())
-            if batch is batches[-1]:
+    n_stored = {layer: len(layers[layer].shard_files) for layer in saes}
+
+    def append(layer: int, parts: list[NonZeros]) -> None:
+        layers[layer] = write_shard(layers[layer], *concatenate_parts(parts))
+
+    with ThreadPoolExecutor(max_workers=1) as writer:
+        writing: list[Future[None]] = []
+        for number, (start, stop) in enumerate(_shard_bounds(per_context, shard_tokens)):
+            open_layers = [layer for layer in saes if n_stored[layer] <= number]
+            if not open_layers:
+                n_done += int(per_context[start:stop].sum())
+                continue
+            parts: dict[int, list[NonZeros]] = {layer: [] for layer in open_layers}
+            contexts = start + np.flatnonzero(per_context[start:stop])
+            for i in range(0, len(contexts), reader.contexts_per_batch):
+                batch = contexts[i : i + reader.contexts_per_batch]
+                streams = _kept_streams(reader, batch, open_layers)
                 for layer in open_layers:
-                    layers[layer] = write_shard(layers[layer], *concatenate_parts(parts[layer]))
-            if progress is not None:
-                progress(n_done, total)
+                    parts[layer] += _nonzero_activations(saes[layer], streams[layer])
+                n_done += int(per_context[batch].sum())
+                if batch[-1] == contexts[-1]:
+                    for written in writing:
+                        written.result()
+                    writing = [writer.submit(append, layer, parts[layer]) for layer in open_layers]
+                if progress is not None:
+                    progress(n_done, total)
+        for written in writing:
+            written.result()
 
 
 def _shard_bounds(
@@ -319,9 +327,10 @@ def _check_finite(
     tokens: Tokens,
     contexts: Int64[np.ndarray, " context"],
 ) -> None:
-    bad = ~torch.isfinite(stream).all(dim=1)
-    if not bad.any():
+    # The extremes show a NaN or an infinity in one pass without a temporary array.
+    if torch.isfinite(torch.stack(torch.aminmax(stream))).all():
         return
+    bad = ~torch.isfinite(stream).all(dim=1)
     row = int(bad.int().argmax())
     rows, positions = np.nonzero(tokens.kept[contexts])
     context, position = int(contexts[rows[row]]), int(positions[row])
@@ -332,26 +341,11 @@ def _check_finite(
     )
 
 
-def _nonzero_activations(
-    sae: SAE, stream: Float32[Tensor, "token d_model"]
-) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    # Per part of the batch: non-zero activations a token, their features, their values.
-    parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
-    for part in in_parts(sae, stream):
-        feature_acts = encode(sae, part)
-        if feature_acts.device.type == "cpu":
-            # numpy finds the non-zeros of a Boolean array several times faster than torch on a CPU.
-            dense = feature_acts.numpy()
-            active = dense > 0
-            counts = active.sum(axis=1)
-            flat = np.flatnonzero(active)
-            parts.append((counts, flat % sae.d_sae, dense.ravel()[flat]))
-        else:
-            active = feature_acts > 0
-            counts, features = active.sum(dim=1), active.nonzero()[:, 1]
-            values = feature_acts[active]
-            parts.append((counts.cpu().numpy(), features.cpu().numpy(), values.cpu().numpy()))
-    return parts
+def _nonzero_activations(sae: SAE, stream: Float32[Tensor, "token d_model"]) -> list[NonZeros]:
+    # Part by part of the batch, all in the same memory: what is new to a process costs a pass more.
+    parts = in_parts(sae, stream)
+    room = torch.empty(len(parts[0]), sae.d_sae, device=stream.device)
+    return [encode_sparse(sae, part, out=room[: len(part)]) for part in parts]
 
 
 def _check_ids(reader: _Reader) -> None:

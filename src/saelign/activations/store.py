@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
-from jaxtyping import Float32, Int32, Int64, UInt
+from jaxtyping import Float32, Int32, Int64, Integer, UInt
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
@@ -164,7 +164,7 @@ def open_activations(folder: Path) -> LayerActivations:
 def write_shard(
     layer: LayerActivations,
     counts: Int64[np.ndarray, " row"],
-    indices: Int64[np.ndarray, " value"],
+    indices: Integer[np.ndarray, " value"],
     values: Float32[np.ndarray, " value"],
 ) -> LayerActivations:
     """Append rows on the disk and return the layer with them.
@@ -293,7 +293,7 @@ def _damaged(path: Path, what: str) -> DamagedError:
 
 def concatenate_parts(
     parts: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]],
-) -> tuple[Int64[np.ndarray, " row"], Int64[np.ndarray, " value"], Float32[np.ndarray, " value"]]:
+) -> tuple[Int64[np.ndarray, " row"], Integer[np.ndarray, " value"], Float32[np.ndarray, " value"]]:
     """The counts, indices and values of consecutive batches as one."""
     counts, indices, values = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
     return counts, indices, values

@@ -9,8 +9,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from saelign.errors import ActivationError, WiringError
-from saelign.saes import SAE, SaeInfo, encode
-from saelign.saes.sae import in_parts, reconstruct_from
+from saelign.saes import SAE, SaeInfo
+from saelign.saes.sae import in_parts, reconstruct_counting
 
 MIN_EXPLAINED_VARIANCE = 0.3
 MAX_NEIGHBOUR_LEAD = 0.05
@@ -182,11 +182,11 @@ def _accumulate(
             for near in nears:
                 stream = streams[near]
                 for part in in_parts(sae, stream):
-                    feature_acts = encode(sae, part)
-                    error = part - reconstruct_from(sae, part, feature_acts)
+                    reconstruction, n_active = reconstruct_counting(sae, part)
+                    error = part - reconstruction
                     errors[own, near] += float(error.double().square().sum())
                     if near == own:
-                        fired[own] += (feature_acts > 0).sum(dim=0).cpu()
+                        fired[own] += n_active.cpu()
     variances = {
         near: squares[near] - float(sums[near].square().sum()) / n_tokens for near in squares
     }

@@ -231,7 +231,9 @@ class _Matching:
         a, b = self.gains, self.prices
         if self.shape[0] > self.shape[1]:
             a, b = b, a
-        values = _as_integers(known.similarities, self.exponent or 0)
+        # New similarities may be beyond what was solved: above or below all prices is enough then.
+        most = np.ldexp(2.0**61, -(self.exponent or 0))
+        values = _as_integers(np.clip(known.similarities, -most, most), self.exponent or 0)
         return bool((values > a[known.rows] + b[known.columns]).any())
 
     def pairs(self) -> tuple[Int64[np.ndarray, "pair"], Int64[np.ndarray, "pair"]]:

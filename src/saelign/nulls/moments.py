@@ -21,18 +21,39 @@ def mantel_moments(
 
     Source: Mantel (1967), "The detection of disease clustering"; form by this package.
     """
-    n = len(a)
+    spread = mantel_spread(len(a), mantel_sums(a), mantel_sums(b))
+    return None if spread is None else (0.0, spread / (len(a) * (len(a) - 1)))
+
+
+def mantel_sums(a: Float[np.ndarray, "n n"]) -> tuple[float, float]:
+    """Sums of the squared entries and of the squared row sums."""
+    return float(np.vdot(a, a)), float((a.sum(axis=1) ** 2).sum())
+
+
+def mantel_spread(n: int, a: tuple[float, float], b: tuple[float, float]) -> float | None:
+    """Standard deviation of Z, the sum over i != j of a_ij b_p(i)p(j).
+
+    Args:
+        n: Size of the matrices.
+        a: Of A, symmetric, with zero diagonal and zero off-diagonal mean: the sums of its squared
+            entries and of its squared row sums.
+        b: The same of B.
+
+    Returns:
+        None for n < 4, where the variance has no such form.
+
+    Source: as `mantel_moments`.
+    """
     if n < 4:
         return None
-    a2, b2 = float(np.vdot(a, a)), float(np.vdot(b, b))
-    ar, br = float((a.sum(axis=1) ** 2).sum()), float((b.sum(axis=1) ** 2).sum())
+    (a2, ar), (b2, br) = a, b
     entries = n * (n - 1)
     variance = (
         2 * a2 * b2 / entries
         + 4 * (ar - a2) * (br - b2) / (entries * (n - 2))
         + (2 * a2 - 4 * ar) * (2 * b2 - 4 * br) / (entries * (n - 2) * (n - 3))
     )
-    return 0.0, float(np.sqrt(max(variance, 0.0))) / entries
+    return float(np.sqrt(max(variance, 0.0)))
 
 
 def trace_moments(

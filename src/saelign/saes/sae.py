@@ -1,14 +1,24 @@
 """What an SAE computes."""
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
 import torch
-from jaxtyping import Float, Float32
+from jaxtyping import Float, Float32, Int32, Int64
 from torch import Tensor
+from torch.nn.functional import embedding_bag
 
 Activation = Literal["relu", "topk", "jumprelu"]
 Normalization = Literal["none", "layer_norm", "constant_norm_rescale"]
+
+NonZeros = tuple[Int64[np.ndarray, "_"], Int32[np.ndarray, "_"], Float32[np.ndarray, "_"]]
+"""Activations kept sparse: how many a token, of which features, how large."""
+
+_SPARSE_BELOW = 1 / 32
+# The share of active features below which a row of the decoder an activation costs less than the
+# product with all of it (the same at 1/27; 2,304 x 16,384, two cores).
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -62,25 +72,80 @@ def encode(sae: SAE, x: Float[Tensor, "token d_model"]) -> Float32[Tensor, "toke
 
     A JumpReLU threshold below zero does not let a negative activation through.
     """
+    dense, bounds = before_bounds(sae, x)
+    return dense.masked_fill_(dense <= bounds, 0)
+
+
+@torch.inference_mode()
+def before_bounds(
+    sae: SAE, x: Float[Tensor, "token d_model"], *, out: Tensor | None = None
+) -> tuple[Float32[Tensor, "token d_sae"], Float32[Tensor, " d_sae"]]:
+    """What `encode` gives, before what is not above its feature's bound is set to zero.
+
+    The bound is zero, or the threshold of JumpReLU where that is higher. Whoever keeps only the
+    activations that are not zero need not have the zeros written.
+
+    Args:
+        sae: The SAE.
+        x: What it reads.
+        out: Where the result goes; None: new memory.
+    """
     x, _, _ = _normalized(sae, x.float())
     if sae.apply_b_dec_to_input:
         x = x - sae.b_dec
-    pre = torch.addmm(sae.b_enc, x, sae.W_enc)
-    if sae.threshold is not None:
-        return pre.relu() * (pre > sae.threshold)
-    if sae.k is not None:
-        values, features = pre.topk(sae.k, dim=1)
-        return torch.zeros_like(pre).scatter_(1, features, values.relu_())
-    return pre.relu_()
+    dense = torch.addmm(sae.b_enc, x, sae.W_enc, out=out)
+    if sae.threshold is None and sae.k is not None:
+        values, features = dense.topk(sae.k, dim=1)
+        dense = dense.zero_().scatter_(1, features, values)
+    zero = torch.zeros_like(sae.b_enc)
+    return dense, zero if sae.threshold is None else sae.threshold.maximum(zero)
+
+
+@torch.inference_mode()
+def encode_sparse(
+    sae: SAE, x: Float[Tensor, "token d_model"], *, out: Tensor | None = None
+) -> NonZeros:
+    """What `encode` gives, without its zeros (and without NaN), in memory.
+
+    Args:
+        sae: The SAE.
+        x: What it reads.
+        out: Where the pre-activations go; None: new memory.
+    """
+    dense, bounds = before_bounds(sae, x, out=out)
+    if dense.device.type == "cpu":
+        return nonzero_above(dense, bounds)
+    active = dense > bounds
+    counts, features = active.sum(dim=1), active.nonzero()[:, 1].int()
+    return counts.cpu().numpy(), features.cpu().numpy(), dense[active].cpu().numpy()
+
+
+def nonzero_above(
+    dense: Float32[Tensor, "token d_sae"], bounds: Float32[Tensor, " d_sae"]
+) -> NonZeros:
+    """The entries above the bound of their column, row by row; a NaN is above none. On the CPU."""
+    from saelign.saes.kernel import count_above, fill_above  # numba: half a second
+
+    counts = np.empty(len(dense), dtype=np.int64)
+    count_above(dense.numpy(), bounds.numpy(), counts)
+    stops = counts.cumsum()
+    n_values = int(counts.sum())
+    features, values = np.empty(n_values, dtype=np.int32), np.empty(n_values, dtype=np.float32)
+    fill_above(dense.numpy(), bounds.numpy(), stops, features, values)
+    return counts, features, values
 
 
 def in_parts(sae: SAE, x: Float[Tensor, "token d_model"]) -> tuple[Float[Tensor, "_ d_model"], ...]:
-    """The tokens in consecutive parts, each small enough to be encoded densely.
+    """The tokens in consecutive parts, all but equal, each small enough to be encoded densely.
 
-    8 MiB of activations where that is at least 512 tokens, since what stays in the cache is encoded
-    two to three times faster (1,536 features, two cores); fewer tokens only to stay under 256 MiB.
+    8 MiB of activations where that is at least 1,024 tokens, since dense passes over what stays in
+    the cache are two to three times faster (1,536 features, two cores); and no fewer tokens than
+    that, since the product then spends a fifth of its time on reading the weights (2,304 x 16,384),
+    unless it takes fewer to stay under 256 MiB.
     """
-    return x.split(max(2**21 // sae.d_sae, min(512, 2**26 // sae.d_sae), 1))
+    most = max(2**21 // sae.d_sae, min(1024, 2**26 // sae.d_sae), 1)
+    n_parts = max(1, math.ceil(len(x) / most))
+    return x.split(max(1, math.ceil(len(x) / n_parts)))
 
 
 @torch.inference_mode()
@@ -104,6 +169,33 @@ def reconstruct_from(
     """The reconstruction of `x` from activations already at hand."""
     _, scale, shift = _normalized(sae, x.float())
     return decode(sae, feature_acts) * scale + shift
+
+
+@torch.inference_mode()
+def reconstruct_counting(
+    sae: SAE, x: Float[Tensor, "token d_model"]
+) -> tuple[Float32[Tensor, "token d_model"], Int64[Tensor, " d_sae"]]:
+    """The reconstruction, and on how many tokens each feature is active.
+
+    Where few features are active, only their rows of the decoder are read: nine times faster than
+    the dense product at 65 of 16,384, equal but for the order in which the rows are added.
+    """
+    dense, bounds = before_bounds(sae, x)
+    if dense.device.type == "cpu":
+        counts, features, values = nonzero_above(dense, bounds)
+        if len(values) < _SPARSE_BELOW * dense.numel():
+            _, scale, shift = _normalized(sae, x.float())
+            decoded = embedding_bag(
+                torch.from_numpy(features).long(),
+                sae.W_dec,
+                torch.from_numpy(counts.cumsum() - counts),
+                mode="sum",
+                per_sample_weights=torch.from_numpy(values),
+            )
+            fired = torch.from_numpy(np.bincount(features, minlength=sae.d_sae))
+            return (decoded + sae.b_dec) * scale + shift, fired
+    feature_acts = dense.masked_fill_(dense <= bounds, 0)
+    return reconstruct_from(sae, x, feature_acts), (feature_acts > 0).sum(dim=0)
 
 
 def _normalized(

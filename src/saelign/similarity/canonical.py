@@ -2,19 +2,21 @@
 
 The K matched pairs are the samples. Each side keeps its leading principal components; the canonical
 correlations between the two K x k bases are the singular values of their product. A shuffle leaves
-both bases as they are, so the decompositions are done once and a shuffle costs one k1 x k2 product.
+both bases as they are, so the decompositions are done once and a shuffle costs one K x k1 x k2
+product.
 """
 
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-import scipy.linalg
 from jaxtyping import Float, Float64, Int
 
 from saelign.errors import DegenerateError
 from saelign.nulls.moments import trace_moments
 from saelign.similarity.partners import Partners
+from saelign.similarity.products import projected, scatter_matrix, shuffled_products
+from saelign.similarity.spectra import leading_eigenpairs, singular_values
 
 Summary = Literal["mean", "mean_square", "projection_weighted"]
 
@@ -64,27 +66,23 @@ def leading_components(
     Raises:
         DegenerateError: The rows do not have so many components.
     """
-    weight = np.ones(len(rows)) if counts is None else counts.astype(np.float64)
-    centred = rows - weight @ rows / weight.sum()
-    root = np.sqrt(weight)[:, None]
-    weighted = centred * root
-    dual = weighted.shape[0] < weighted.shape[1]
-    gram = weighted @ weighted.T if dual else weighted.T @ weighted
-    last = len(gram) - 1
-    if n_components is not None and 1 <= n_components <= len(gram):
-        values, vectors = scipy.linalg.eigh(gram, subset_by_index=(len(gram) - n_components, last))
-    else:
-        values, vectors = scipy.linalg.eigh(gram)
-    values, vectors = values[::-1], vectors[:, ::-1]
+    weight = None if counts is None or (counts == 1).all() else counts.astype(np.float64)
+    mean = rows.mean(axis=0) if weight is None else weight @ rows / weight.sum()
+    dual = len(rows) < rows.shape[1]
+    weighted = rows - mean if dual else rows  # few rows: they may be copied
+    if dual and weight is not None:
+        weighted *= np.sqrt(weight)[:, None]
+    gram = weighted @ weighted.T if dual else scatter_matrix(rows, mean, weight)
+    values, vectors = leading_eigenpairs(gram, n_components)
     total = np.trace(gram)
     # Components beyond the rank are rounding; their directions would be noise.
     rank = int((values > len(gram) * np.finfo(np.float64).eps * total).sum())
     if n_components is None:
         n_components = n_holding(values[:rank], variance)
-    check_rank(n_components, rank, rows, int(weight.sum()))
+    check_rank(n_components, rank, rows, len(rows) if weight is None else int(weight.sum()))
     values, vectors = values[:n_components], vectors[:, :n_components]
     directions = weighted.T @ vectors / values if dual else vectors / np.sqrt(values)
-    return Components(centred @ directions, directions)
+    return Components(projected(rows, mean, directions), directions)
 
 
 def n_holding(variances: Float64[np.ndarray, "component"], fraction: float | None) -> int:
@@ -156,7 +154,7 @@ def summarise(
         return np.array([projection_weighted(overlap, loadings) for overlap in overlaps])
     if overlaps.shape[1:] == (1, 1):
         return np.minimum(np.abs(overlaps[:, 0, 0]), 1.0)
-    return np.minimum(np.linalg.svd(overlaps, compute_uv=False), 1.0).mean(axis=1)
+    return np.minimum(singular_values(overlaps), 1.0).mean(axis=1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -177,35 +175,41 @@ class CanonicalComparison:
 
     def score(self) -> float:
         """The measure on the rows as they are matched."""
-        overlap = self.x.basis.T @ self.y.basis[self.partners.held]
-        return float(summarise(overlap[None], self.summary, self.x.loadings)[0])
+        return float(self.of_bases(self.y.basis, np.arange(len(self.y.basis))[None])[0])
+
+    def of_bases(
+        self,
+        basis: Float64[np.ndarray, "partner k2"],
+        permutations: Int[np.ndarray, "shuffle partner"],
+    ) -> Float64[np.ndarray, "shuffle"]:
+        """The measure on X's basis and shuffled rows of that one."""
+        sums = self.partners.group_sums(self.x.basis)
+        products = shuffled_products(sums, basis, permutations)
+        loadings = self.x.loadings
+        return np.concatenate([summarise(stack, self.summary, loadings) for stack in products])
 
     def shuffled(
         self, permutations: Int[np.ndarray, "shuffle partner"]
     ) -> Float64[np.ndarray, "shuffle"]:
         """The measure after each relabelling of the partners."""
-        sums, loadings = self.partners.group_sums(self.x.basis), self.x.loadings
         if self.partners.is_one_to_one:
-            if self.components == (1, 1):
-                overlaps = (self.y.basis[:, 0][permutations] @ sums[:, 0])[:, None, None]
-            else:
-                overlaps = np.stack([sums.T @ self.y.basis[s] for s in permutations])
-            return summarise(overlaps, self.summary, loadings)
+            return self.of_bases(self.y.basis, permutations)
         # With repeated partners Y itself changes, and its components with it.
         rows, counts = self.partners.rows, self.partners.counts
-        scores = []
+        unmoved = np.arange(len(rows))[None]
+        scores = [np.zeros(0)]
         for s in permutations:
             y = leading_components(
                 rows[s], counts, n_components=self.n_components, variance=self.variance
             )
-            scores.append(summarise((sums.T @ y.basis)[None], self.summary, loadings))
+            scores.append(self.of_bases(y.basis, unmoved))
         return np.concatenate(scores)
 
     def exact_moments(self) -> tuple[float, float] | None:
         """Mean and standard deviation over all shuffles; only the mean square has them."""
         if self.summary != "mean_square" or not self.partners.is_one_to_one:
             return None
-        return canonical_moments(self.x.basis, self.y.basis[self.partners.held])
+        return canonical_moments(self.x.basis, self.y.basis)  # in any order of the pairs
 
 
 def canonical_moments(

@@ -6,24 +6,15 @@ import numpy as np
 from jaxtyping import Float, Float64, Int
 
 from saelign.similarity.partners import Partners
+from saelign.similarity.products import shuffled_products
+from saelign.similarity.spectra import singular_values
 
-SMALLEST_SQUARE = 1e-10
-"""Squared singular values below this, in proportion, are not taken from a Gram matrix."""
 
-
-def nuclear_norm(matrix: Float64[np.ndarray, "row column"]) -> float:
-    """Sum of the singular values.
-
-    From the eigenvalues of the smaller Gram matrix, in half the time of the singular values
-    themselves (d = 128 x 256). These are certain to eps times the largest, so the root of a small
-    one is not; where there is one the singular values are computed after all.
-    """
-    if matrix.shape[0] > matrix.shape[1]:
-        matrix = matrix.T
-    squares = np.linalg.eigvalsh(matrix @ matrix.T)
-    if squares[0] > SMALLEST_SQUARE * squares[-1]:
-        return float(np.sqrt(squares).sum())
-    return float(np.linalg.svd(matrix, compute_uv=False).sum())
+def nuclear_norms(
+    matrices: Float64[np.ndarray, "stack row column"],
+) -> Float64[np.ndarray, "stack"]:
+    """Sum of the singular values of each matrix."""
+    return singular_values(matrices).sum(axis=1)
 
 
 def without_empty_dimensions(
@@ -60,15 +51,25 @@ class ProcrustesComparison:
         """Procrustes keeps every dimension."""
         return
 
-    def norm_y(self, y: Float64[np.ndarray, "partner r_y"]) -> float:
-        """Frobenius norm of the centred rows of Y, each counted as often as it stands."""
+    def norms_y(
+        self, permutations: Int[np.ndarray, "shuffle partner"]
+    ) -> Float64[np.ndarray, "shuffle"]:
+        """Frobenius norms of the centred rows of Y, each counted as often as it then stands."""
+        if self.partners.is_one_to_one:
+            return np.full(len(permutations), np.linalg.norm(self.y))
         counts = self.partners.counts.astype(np.float64)
-        centred = y - counts @ y / counts.sum()
-        return float(np.sqrt(counts @ (centred**2).sum(axis=1)))
+        squares = np.einsum("rd,rd->r", self.y, self.y)
+        norms = np.empty(len(permutations))
+        for i, s in enumerate(permutations):
+            weight = np.empty_like(counts)
+            weight[s] = counts
+            total = weight @ self.y
+            norms[i] = np.sqrt(weight @ squares - total @ total / counts.sum())
+        return norms
 
     def score(self) -> float:
         """The measure on the rows as they are matched."""
-        return nuclear_norm(self.x.T @ self.y) / (self.norm_x * self.norm_y(self.y))
+        return float(self.shuffled(np.arange(len(self.y))[None])[0])
 
     def shuffled(
         self, permutations: Int[np.ndarray, "shuffle partner"]
@@ -77,14 +78,9 @@ class ProcrustesComparison:
 
         One d_x x d_y product and its singular values each; nothing smaller holds their sum.
         """
-        norm_y = self.norm_y(self.y)
-        scores = np.empty(len(permutations))
-        for i, s in enumerate(permutations):
-            y = self.y[s]
-            if not self.partners.is_one_to_one:  # the mean of Y moves, and its norm with it
-                norm_y = self.norm_y(y)
-            scores[i] = nuclear_norm(self.x.T @ y) / (self.norm_x * norm_y)
-        return scores
+        products = shuffled_products(self.x, self.y, permutations)
+        norms = np.concatenate([np.zeros(0), *(nuclear_norms(stack) for stack in products)])
+        return norms / (self.norm_x * self.norms_y(permutations))
 
     def exact_moments(self) -> None:
         """The nuclear norm has none in closed form."""
