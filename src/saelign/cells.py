@@ -89,26 +89,30 @@ class LayerPair:
         a: A layer of A.
         b: A layer of B.
         reading: The text.
+        engine: What finds the strongest partners, if not the loops on the CPU.
     """
 
     a: Layer
     b: Layer
     reading: Reading
+    engine: Callable[..., Any] | None = None
 
     def correlations(
         self, metric: str
     ) -> tuple[SparseCorrelation, tuple[SparseCorrelation, SparseCorrelation]]:
         """Correlations over all documents and over each half of them."""
+        options = {"metric": metric, "engine": self.engine}
         first, second = (
-            correlation_between(self.a, self.b, half=half, metric=metric) for half in (0, 1)
+            correlation_between(self.a, self.b, half=half, **options) for half in (0, 1)
         )
-        return correlation_between(self.a, self.b, metric=metric), (first, second)
+        return correlation_between(self.a, self.b, **options), (first, second)
 
     def rolled(self, shift: int) -> tuple[SparseCorrelation, SparseCorrelation]:
         """Pearson correlations over each half with b's documents rolled."""
         order = whole_order(self.reading, shift)
         first, second = (
-            correlation_between(self.a, self.b, half=half, order=order) for half in (0, 1)
+            correlation_between(self.a, self.b, half=half, order=order, engine=self.engine)
+            for half in (0, 1)
         )
         return first, second
 
@@ -120,6 +124,7 @@ def correlation_between(
     half: int | None = None,
     metric: str = "pearson",
     order: np.ndarray | None = None,
+    engine: Callable[..., Any] | None = None,
 ) -> SparseCorrelation:
     """Correlations between two layers, straight from their sparse activations.
 
@@ -129,6 +134,7 @@ def correlation_between(
         half: Over which half of the documents; over all if None.
         metric: What to match by.
         order: Which of b's tokens stands at each of a's, if not the same one.
+        engine: What finds the strongest partners, if not the loops on the CPU.
     """
     of_a, of_b = (a, b) if half is None else (a.halves[half], b.halves[half])
     return SparseCorrelation(
@@ -140,6 +146,7 @@ def correlation_between(
         moments_b=of_b.moments,
         order_b=order,
         within=(of_a.token_sums, of_b.token_sums) if metric == "within_token" else None,
+        engine=engine,
     )
 
 
@@ -471,7 +478,7 @@ def score_rows(
                 partners,
                 measure=measure.name,
                 null=null,
-                permutations=permutations[null],
+                permutations=permutations[null][: measure.permutations],
             )
             rows.append(score_row(measure, scored, swapped=side.is_swapped))
             drawn.append(scored.null_scores)

@@ -21,6 +21,9 @@ EPILOGS = {
 }
 
 
+MEMORY_HELP = "memory it may take, such as 8GiB (default: most of what is free)"
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; gives the exit code: 0 done, 1 a clear error, 2 wrong usage.
 
@@ -71,12 +74,14 @@ def parser() -> argparse.ArgumentParser:
     sub = command("run", run_command, "compare two models as a study file says")
     sub.add_argument("study", metavar="STUDY", help="a study file (YAML)")
     sub.add_argument("--out", metavar="DIR", help="where results go, instead of the study's folder")
+    sub.add_argument("--memory", metavar="SIZE", help=MEMORY_HELP)
 
     sub = command(
         "check", check_command, "find out whether a study can run, without loading weights"
     )
     sub.add_argument("study", metavar="STUDY", help="a study file (YAML)")
     sub.add_argument("--out", metavar="DIR", help="where results would go")
+    sub.add_argument("--memory", metavar="SIZE", help=MEMORY_HELP)
 
     sub = command("show", show_command, "print the tables of a finished run")
     sub.add_argument("run", metavar="RUN", help="a run's folder")
@@ -87,6 +92,7 @@ def parser() -> argparse.ArgumentParser:
     )
     sub.add_argument("--out", metavar="DIR", default="saelign-demo", help="where results go")
     sub.add_argument("--text", metavar="FILE", help="read this text instead of the one that ships")
+    sub.add_argument("--memory", metavar="SIZE", help=MEMORY_HELP)
 
     command("doctor", doctor_command, "tell what this machine can run and what it lacks")
     return top
@@ -118,7 +124,7 @@ def finish(study: Any, options: argparse.Namespace) -> None:
     from saelign.pipeline import run
 
     with progress_on_stderr() as progress:
-        finished = run(study, out=options.out, progress=progress)
+        finished = run(study, out=options.out, memory=options.memory, progress=progress)
     print_run(finished, as_json=options.json, matching=None if options.json else study.matching[0])
     if not options.json:
         for matching in study.matching[1:]:
@@ -130,10 +136,11 @@ def check_command(options: argparse.Namespace) -> None:
     from saelign.plan import check
     from saelign.study import load_study
 
-    summary = check(load_study(options.study), out=options.out).summary()
+    summary = check(load_study(options.study), out=options.out, memory=options.memory).summary()
     if options.json:
         print(json.dumps(summary, indent=2))
         return
+    summary["takes"] = told_takes(summary["takes"])
     for key, value in {**summary, "verdict": "this study can run"}.items():
         print(f"{key.replace('_', ' '):>8}: {in_words(value)}")
 
@@ -153,6 +160,22 @@ def doctor_command(options: argparse.Namespace) -> int:
         for part in diagnosis(found):
             console.print(part)
     return 0 if found["ready"] else EXIT_ERROR
+
+
+def told_takes(takes: dict[str, Any]) -> str:
+    """What a study takes, as `saelign check` prints it."""
+    gib = {key: f"{takes[key] / 2**30:.1f} GiB" for key in takes if key.endswith("bytes")}
+    times = [
+        f"{name} {seconds / 60:.0f} min" if seconds >= 90 else f"{name} {seconds:.0f} s"
+        for name, seconds in (
+            ("collecting", takes["collect_seconds"]),
+            ("comparing", takes["compare_seconds"]),
+        )
+    ]
+    return (
+        f"up to {gib['memory_bytes']} of memory (limit {gib['memory_limit_bytes']}), "
+        f"{gib['disk_bytes']} of disk in the store, roughly {' and '.join(times)}"
+    )
 
 
 def in_words(value: Any) -> str:

@@ -153,6 +153,16 @@ class Layer:
         return self.halves[0].moments + self.halves[1].moments
 
     @property
+    def n_bytes(self) -> int:
+        """What its arrays take."""
+        arrays = [self.rows.features, self.rows.values, self.rows.starts, self.rows.stops]
+        arrays += [self.columns.tokens, self.columns.values, self.decoder]
+        arrays += [of_half.by_token.indices for of_half in self.halves]
+        for sums in (self.token_sums, *(of_half.token_sums for of_half in self.halves)):
+            arrays += [sums.sums.data, sums.sums.indices, sums.sums.indptr]
+        return sum(array.nbytes for array in arrays)
+
+    @property
     def n_values(self) -> int:
         """Activations that are not zero."""
         return len(self.columns.values)

@@ -52,8 +52,10 @@ from saelign.results import (
 )
 from saelign.saes import SAE, load_sae
 from saelign.scoring import MIN_PAIRS
+from saelign.shelf import Shelf, ShelfSide
 from saelign.study import Study, rng_of
 from saelign.text import Tokens
+from saelign.tiles import engine
 from saelign.twins import made_saes
 from saelign.verdicts import Evidence
 
@@ -68,12 +70,20 @@ def no_progress(what: str, done: int, total: int) -> None:
     """Tell nobody."""
 
 
-def run(study: Study, *, out: str | Path | None = None, progress: Progress = no_progress) -> Run:
+def run(
+    study: Study,
+    *,
+    out: str | Path | None = None,
+    memory: str | int | None = None,
+    progress: Progress = no_progress,
+) -> Run:
     """Compare two models from beginning to end.
 
     Args:
         study: What `load_study` returned.
         out: The run's folder, if not the study's own.
+        memory: What it may take, such as `8GiB` (or bytes); most of what is free if None. Layers
+            and SAEs that do not fit at once are read again when they are needed.
         progress: Told how far it has come.
 
     Returns:
@@ -86,7 +96,7 @@ def run(study: Study, *, out: str | Path | None = None, progress: Progress = no_
     """
     started = time.monotonic()
     progress("check the study", 0, 1)
-    plan = check(study, out=out)
+    plan = check(study, out=out, memory=memory)
     progress("check the study", 1, 1)
     info: dict[str, Any] = {
         "complete": False,
@@ -112,14 +122,13 @@ def run(study: Study, *, out: str | Path | None = None, progress: Progress = no_
     if not is_finished(plan.out):  # an earlier run of this study stays readable until this one ends
         write_info(info, plan.out)
 
-    given = {side.key: saes_of(plan, side) for side in plan.sides if side.model.saes not in MADE}
-    info["models"] = {side.key: about_side(plan, side, given.get(side.key)) for side in plan.sides}
+    info["models"] = {side.key: about_side(plan, side) for side in plan.sides}
     parts = plan.out / "parts" / parts_key(info)
     found = Found()
     for index, seed in enumerate(study.seeds):
-        run_once(plan, index, seed, given, info, parts, found, progress)
+        run_once(plan, index, seed, info, parts, found, progress)
 
-    cells, layers = pd.DataFrame(found.cells), pd.DataFrame(found.layers)
+    cells, layers = pd.DataFrame(found.cells), found.layer_table(plan)
     scores = corrected(pd.DataFrame(found.scores))
     write_table(layers, plan.out / "layers.parquet", csv=True)
     write_table(cells, plan.out / "cells.parquet", csv=True)
@@ -156,8 +165,14 @@ class Found:
         self.cells: list[dict[str, Any]] = []
         self.scores: list[dict[str, Any]] = []
         self.null_scores: list[np.ndarray] = []
-        self.layers: list[dict[str, Any]] = []
+        self.layers: dict[tuple[int, str, int], dict[str, Any]] = {}
         self.verdicts: list[pd.DataFrame] = []
+
+    def layer_table(self, plan: Plan) -> pd.DataFrame:
+        """What `layers` says, in the order of runs, sides and layers, however they were read."""
+        sides = [side.key for side in plan.sides]
+        order = sorted(self.layers, key=lambda name: (name[0], sides.index(name[1]), name[2]))
+        return pd.DataFrame([self.layers[name] for name in order])
 
     def add(self, cell: Cell) -> None:
         """Take in what a layer pair gave."""
@@ -170,7 +185,6 @@ def run_once(
     plan: Plan,
     index: int,
     seed: int,
-    given: Mapping[str, dict[int, SAE]],
     info: dict[str, Any],
     parts: Path,
     found: Found,
@@ -186,26 +200,31 @@ def run_once(
     )
     info["text"][index]["unit"] = reading.unit
     collected: dict[str, dict[int, LayerActivations]] = {}
-    saes = dict(given)
+    saes: dict[str, Callable[[int], SAE]] = {}
     for side in plan.sides:
-        if side.key not in saes:
-            saes[side.key] = twin_saes(plan, side, tokens, collected[side.letter], info, progress)
+        saes[side.key] = sae_loader(plan, side, tokens, collected, info, progress)
         collected[side.key] = collect_side(plan, side, saes[side.key], tokens, info, progress)
-    layers: dict[str, dict[int, Layer]] = {}
+    shelf = Shelf(plan.forecast.room_for_layers)
+    layers: dict[str, ShelfSide] = {}
     evidence: dict[str, dict[tuple[int, int], tuple[Evidence, Evidence]]] = {}
     for number, comparison in enumerate(plan.comparisons):
         for side in (comparison.a, comparison.b):
             if side.key not in layers:
                 layers[side.key] = describe_side(
-                    plan, side, index, collected[side.key], saes[side.key], reading, found, progress
-                )
+                    plan, side, index, collected[side.key], saes[side.key], reading, found, shelf,
+                    progress,
+                )  # fmt: skip
         sides = layers[comparison.a.key], layers[comparison.b.key]
         evidence[comparison.control] = compare_sides(
-            plan, comparison, index, seed, sides, reading, parts, found, progress
+            plan, comparison, index, seed, sides, reading, parts, found, shelf, progress
         )
         if not plan.study.verdicts:  # which look back at all layers
             again = {side.key for c in plan.comparisons[number + 1 :] for side in (c.a, c.b)}
-            layers = {key: of_side for key, of_side in layers.items() if key in again}
+            shelf.forget([key for key in layers if key not in again])
+    for side in plan.sides:  # an earlier run may have finished all their pairs
+        for layer in side.layers:
+            if (index, side.key, layer) not in found.layers:
+                layers[side.key][layer]
     if plan.study.verdicts:
         found.verdicts += [
             table.assign(run=index)
@@ -235,16 +254,23 @@ def told(items: Any, what: str, progress: Progress) -> Any:
     progress(what, len(items), len(items))
 
 
-def saes_of(plan: Plan, side: Side) -> dict[int, SAE]:
-    """The SAEs of a side, by layer, from where the study says they lie."""
+def sae_loader(
+    plan: Plan,
+    side: Side,
+    tokens: Tokens,
+    collected: Mapping[str, Mapping[int, LayerActivations]],
+    info: Mapping[str, Any],
+    progress: Progress,
+) -> Callable[[int], SAE]:
+    """What loads the SAE of a layer of a side, from where the study says it lies or made now."""
     model = side.model
-    return {
-        layer: load_sae(model.sae_path(layer, plan.study.folder), device=model.device)
-        for layer in side.layers
-    }
+    if model.saes in MADE:
+        made = twin_saes(plan, side, tokens, collected[side.letter], info, progress)
+        return made.__getitem__
+    return lambda layer: load_sae(model.sae_path(layer, plan.study.folder), device=model.device)
 
 
-def about_side(plan: Plan, side: Side, saes: Mapping[int, SAE] | None) -> dict[str, Any]:
+def about_side(plan: Plan, side: Side) -> dict[str, Any]:
     """What `run.json` says of a side: the model, its weights and its SAEs."""
     model, name = side.model, model_name(side.model, plan.study.folder)
     if side.twin_seed is None:
@@ -252,8 +278,11 @@ def about_side(plan: Plan, side: Side, saes: Mapping[int, SAE] | None) -> dict[s
     else:
         fingerprint = untrained_fingerprint(name, side.twin_seed, model.revision)
     told_saes: Any = model.saes
-    if saes is not None:
-        told_saes = {layer: {"source": s.source, "sha256": s.sha256} for layer, s in saes.items()}
+    if told_saes not in MADE:
+        told_saes = {}
+        for layer in side.layers:  # one at a time: all of them need not fit into memory
+            sae = load_sae(model.sae_path(layer, plan.study.folder), device="cpu")
+            told_saes[layer] = {"source": sae.source, "sha256": sae.sha256}
     return {"name": model.name, "fingerprint": fingerprint, "saes": told_saes}
 
 
@@ -316,32 +345,40 @@ def twin_saes(
 def collect_side(
     plan: Plan,
     side: Side,
-    saes: dict[int, SAE],
+    load: Callable[[int], SAE],
     tokens: Tokens,
     info: Mapping[str, Any],
     progress: Progress,
 ) -> dict[int, LayerActivations]:
-    """The activations of one side over the text of one run, from the store or computed."""
+    """The activations of one side over the text of one run, from the store or computed.
+
+    In one pass of the model, or in as many as it takes for the SAEs of a pass to fit into memory.
+    """
     about = info["models"][side.key]
-    what = f"collect {side_name(side)} (tokens)"
-    return collect(
-        load=loader(plan, side),
-        blocks_path=side.model.blocks,
-        saes=saes,
-        tokens=tokens,
-        store=plan.store,
-        model_fingerprint=about["fingerprint"],
-        dtype=side.model.dtype,
-        device=side.model.device,
-        provenance={
-            "model": about["name"],
-            "side": side.key,
-            "created": info["created"],
-            "versions": info["versions"],
-        },
-        check_fit=side.twin_seed is None,
-        progress=lambda done, total: progress(what, done, total),
-    )
+    found: dict[int, LayerActivations] = {}
+    passes = plan.forecast.passes(side)
+    for number, some in enumerate(passes):
+        part = f", pass {number + 1} of {len(passes)}" if len(passes) > 1 else ""
+        what = f"collect {side_name(side)} (tokens{part})"
+        found |= collect(
+            load=loader(plan, side),
+            blocks_path=side.model.blocks,
+            saes={layer: load(layer) for layer in some},
+            tokens=tokens,
+            store=plan.store,
+            model_fingerprint=about["fingerprint"],
+            dtype=side.model.dtype,
+            device=side.model.device,
+            provenance={
+                "model": about["name"],
+                "side": side.key,
+                "created": info["created"],
+                "versions": info["versions"],
+            },
+            check_fit=side.twin_seed is None,
+            progress=lambda done, total, what=what: progress(what, done, total),
+        )
+    return found
 
 
 def token_strings(plan: Plan, tokens: Tokens) -> dict[int, str]:
@@ -354,25 +391,35 @@ def describe_side(
     side: Side,
     index: int,
     collected: Mapping[int, LayerActivations],
-    saes: Mapping[int, SAE],
+    load: Callable[[int], SAE],
     reading: Reading,
     found: Found,
+    shelf: Shelf,
     progress: Progress,
-) -> dict[int, Layer]:
-    """All layers of a side in memory, their tables of features written."""
-    layers = {}
-    for number, acts in told(collected.items(), f"describe {side_name(side)}", progress):
+) -> ShelfSide:
+    """All layers of a side, described when they are first needed, their tables of features written.
+
+    Whatever depends on a layer alone is computed here, once, unless memory is too short to keep it.
+    """
+    what = f"describe {side_name(side)}"
+
+    def make(number: int) -> Layer:
+        acts = collected[number]
         layer = describe_layer(
             acts.concatenated(),
-            saes[number].W_dec.cpu().numpy().astype(np.float64),
+            load(number).W_dec.cpu().numpy(),
             reading,
             plan.study.filters,
             layer=number,
         )
-        write_table(layer.features, plan.out / features_name(side.key, number, index))
-        found.layers.append(layer_row(layer, side, index, acts.wiring))
-        layers[number] = layer
-    return layers
+        if (index, side.key, number) not in found.layers:
+            write_table(layer.features, plan.out / features_name(side.key, number, index))
+            found.layers[index, side.key, number] = layer_row(layer, side, index, acts.wiring)
+            done = sum(name[:2] == (index, side.key) for name in found.layers)
+            progress(what, done, len(collected))
+        return layer
+
+    return shelf.side(side.key, list(collected), make)
 
 
 def layer_row(layer: Layer, side: Side, index: int, wiring: dict[str, Any]) -> dict[str, Any]:
@@ -397,10 +444,11 @@ def compare_sides(
     comparison: Comparison,
     index: int,
     seed: int,
-    sides: tuple[Mapping[int, Layer], Mapping[int, Layer]],
+    sides: tuple[ShelfSide, ShelfSide],
     reading: Reading,
     parts: Path,
     found: Found,
+    shelf: Shelf,
     progress: Progress,
 ) -> dict[tuple[int, int], tuple[Evidence, Evidence]]:
     """Every layer pair of a comparison, those that an earlier run finished read back."""
@@ -414,20 +462,27 @@ def compare_sides(
         halves_scored=control == TRAINED,
         judged=plan.study.verdicts and not comparison.is_shifted,
     )
+    devices = [side.model.device for side in (comparison.a, comparison.b)]
+    on_gpu = next((engine(device) for device in devices if device.startswith("cuda")), None)
     evidence = {}
     layers_a, layers_b = sides
     if comparison.is_shifted:
-        layers_b = {number: shifted(layer, reading, 0) for number, layer in layers_b.items()}
-    layer_pairs = [(a, b) for a in layers_a.values() for b in layers_b.values()]
+        as_given = layers_b
+        layers_b = shelf.side(
+            f"{comparison.b.key}_{control}",
+            as_given.layers,
+            lambda number: shifted(as_given[number], reading, 0),
+        )
+    layer_pairs = [(a, b) for a in layers_a for b in layers_b]
     what = "compare layers" if control == TRAINED else f"compare layers ({control})"
     for a, b in told(layer_pairs, what, progress):
-        part = parts / f"{control}_run{index}_a{a.layer}_b{b.layer}.safetensors"
+        part = parts / f"{control}_run{index}_a{a}_b{b}.safetensors"
         cell = read_cell(part)
         if cell is None:
-            where = (plan.out, control, index, a.layer, b.layer)
+            where = (plan.out, control, index, a, b)
             cell = compare_layers(
                 setting,
-                LayerPair(a=a, b=b, reading=reading),
+                LayerPair(a=layers_a[a], b=layers_b[b], reading=reading, engine=on_gpu),
                 lambda pairs, metric, matching, where=where: write_pairs(
                     pairs, metric, matching, *where
                 ),
@@ -435,7 +490,7 @@ def compare_sides(
             save_cell(cell, part)
         found.add(cell)
         if cell.evidence is not None:
-            evidence[a.layer, b.layer] = cell.evidence
+            evidence[a, b] = cell.evidence
     return evidence
 
 

@@ -11,7 +11,8 @@ import yaml
 
 from saelign.activations.wiring import check_dimensions
 from saelign.errors import StorageError, StudyError
-from saelign.models import check_device, d_model, load_config, n_layers
+from saelign.forecast import Forecast, LayerSize, SideSize, forecast, memory_limit
+from saelign.models import check_device, d_model, load_config, n_layers, n_parameters
 from saelign.results import TRAINED
 from saelign.saes import inspect_sae
 from saelign.study import ModelStudy, Study, path_from, rng_of, study_mapping
@@ -83,6 +84,7 @@ class Plan:
         tokenizer: Of both models.
         out: The run's folder.
         store: Where activations are kept.
+        forecast: What the study will take.
     """
 
     study: Study
@@ -91,6 +93,7 @@ class Plan:
     tokenizer: Tokenizer
     out: Path
     store: Path
+    forecast: Forecast
 
     @property
     def layers_a(self) -> list[int]:
@@ -133,12 +136,13 @@ class Plan:
             "controls": [c.control for c in self.comparisons if c.control != TRAINED],
             "cells": self.n_cells,
             "scores": self.n_cells * len(study.measures) * len(study.nulls),
+            "takes": self.forecast.summary(),
             "out": str(self.out),
             "store": str(self.store),
         }
 
 
-def check(study: Study, *, out: str | Path | None = None) -> Plan:
+def check(study: Study, *, out: str | Path | None = None, memory: str | int | None = None) -> Plan:
     """Find out whether a study can run, without loading weights, and what it comes to.
 
     Opens configurations, tokenizers, headers of SAE files and the text, and tries both folders.
@@ -146,10 +150,12 @@ def check(study: Study, *, out: str | Path | None = None) -> Plan:
     Args:
         study: What `load_study` returned.
         out: The run's folder, if not the study's own.
+        memory: What it may take, such as `8GiB` (or bytes); most of what is free if None.
 
     Raises:
         SaelignError: Whatever of it cannot be: the message says what to do.
     """
+    limit = memory_limit(memory)
     comparisons = comparisons_of(study)
     tokenizer = common_tokenizer(study)
     read = read_text(study, tokenizer)
@@ -167,6 +173,13 @@ def check(study: Study, *, out: str | Path | None = None) -> Plan:
         tokenizer=tokenizer,
         out=out_folder(study, out),
         store=store_folder(study),
+        forecast=forecast(
+            study,
+            sizes_of(study, comparisons),
+            n_tokens=[t.n_tokens for t in tokens],
+            n_positions=[int(t.attended.sum()) for t in tokens],
+            limit=limit,
+        ),
     )
     check_writable(plan.out, "choose another with --out or output.folder")
     check_writable(plan.store, "choose another with output.store or $SAELIGN_STORE")
@@ -211,6 +224,27 @@ def comparisons_of(study: Study) -> list[Comparison]:
                 )
                 found.append(Comparison(control=f"seed_{letter}", a=side, b=other))
     return found
+
+
+def sizes_of(study: Study, comparisons: list[Comparison]) -> list[tuple[SideSize, SideSize]]:
+    """The sizes of the layers of both sides of each comparison."""
+    sizes = {}
+    for side in {side.key: side for c in comparisons for side in (c.a, c.b)}.values():
+        model = side.model
+        given = study.model_a if side.letter == "a" else study.model_b
+        like = given if model.saes in MADE else model  # made ones are as wide as the model's own
+        saes = {layer: inspect_sae(like.sae_path(layer, study.folder)) for layer in side.layers}
+        sizes[side.key] = SideSize(
+            key=side.key,
+            n_parameters=n_parameters(model_name(model, study.folder), revision=model.revision),
+            bytes_per_parameter=2 if model.dtype in ("bfloat16", "float16") else 4,
+            device=model.device,
+            layers={
+                layer: LayerSize(d_model=sae.d_model, d_sae=sae.d_sae, k=sae.k)
+                for layer, sae in saes.items()
+            },
+        )
+    return [(sizes[c.a.key], sizes[c.b.key]) for c in comparisons]
 
 
 def with_saes(side: Side, saes: str, folder: Path) -> ModelStudy:

@@ -97,16 +97,25 @@ class MeasureStudy:
         options: Its options, by name.
         on: What the rows are: `decoder` rows of the matched features, or their `activations` over
             held-out tokens (matched on one half of the documents, read on the other).
+        permutations: Shuffles of each null to take at most, where fewer than the study's will do.
     """
 
     name: str
     options: dict[str, Any] = field(default_factory=dict)
     on: Literal["decoder", "activations"] = "decoder"
+    permutations: int | None = None
 
     @property
     def asked(self) -> dict[str, Any]:
         """Options as the study gives them, `on` among them where it is not the default."""
         return {**self.options, **({"on": self.on} if self.on != "decoder" else {})}
+
+    @property
+    def written(self) -> dict[str, Any]:
+        """All that the study says of it: `asked`, which is in its label, and what is not."""
+        if self.permutations is None:
+            return self.asked
+        return {**self.asked, "permutations": self.permutations}
 
     @property
     def label(self) -> str:
@@ -362,8 +371,8 @@ def spelled_out(measure: object) -> dict[str, Any]:
         name, options = next(iter(measure.items()))
         if options is None or isinstance(options, Mapping):
             options = dict(options or {})
-            on = {"on": options.pop("on")} if "on" in options else {}
-            return {"name": name, "options": options, **on}
+            own = {key: options.pop(key) for key in ("on", "permutations") if key in options}
+            return {"name": name, "options": options, **own}
     raise StudyError(f"a measure must be a name or {{name: {{option: value}}}}, got {measure!r}")
 
 
@@ -502,6 +511,7 @@ def check_study(study: Study) -> None:
         ("filters.max_non_concept_tokens", filters.max_non_concept_tokens, 0),
         ("filters.min_shared_tokens", filters.min_shared_tokens, 1),
         *((f"nulls.{name}", n, 2) for name, n in study.nulls.items()),
+        *((f"permutations of {m.label}", m.permutations, 2) for m in study.measures),
         *((f"seeds[{i}]", seed, 0) for i, seed in enumerate(study.seeds)),
     ]
     for where, value, least in at_least:
@@ -515,7 +525,8 @@ def check_study(study: Study) -> None:
         values = getattr(study, where)
         if len(values) == 0:
             raise StudyError(f"{where} must have at least one entry, it is empty")
-        if not isinstance(values, dict) and len({str(v) for v in values}) < len(values):
+        names = [getattr(value, "label", str(value)) for value in values]
+        if not isinstance(values, dict) and len(set(names)) < len(names):
             raise StudyError(f"{where} must not repeat an entry, got {values}")
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", study.name):
         raise StudyError(
@@ -567,6 +578,6 @@ def study_mapping(study: Study) -> dict[str, Any]:
     """The study as a mapping that `read_study` reads back to the same study."""
     content = dataclasses.asdict(study)
     del content["folder"]
-    content["measures"] = [{m.name: m.asked} if m.asked else m.name for m in study.measures]
+    content["measures"] = [{m.name: m.written} if m.written else m.name for m in study.measures]
     content["controls"] = study.controls.asked
     return {"saelign": FORMAT, **content}

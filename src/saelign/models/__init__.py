@@ -8,6 +8,7 @@ from saelign.models.loading import (
     load_model,
     model_fingerprint,
     n_layers,
+    n_parameters,
 )
 from saelign.models.streams import find_blocks, residual_streams
 from saelign.models.untrained import (
@@ -25,6 +26,7 @@ __all__ = [
     "load_model",
     "model_fingerprint",
     "n_layers",
+    "n_parameters",
     "residual_streams",
     "untrained_fingerprint",
     "untrained_model",

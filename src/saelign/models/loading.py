@@ -100,6 +100,21 @@ def d_model(config: PretrainedConfig) -> int:
     return int(config.get_text_config().hidden_size)
 
 
+def n_parameters(name: str, *, revision: str | None = None) -> int:
+    """How many parameters the model has, from its configuration alone; shared ones count once.
+
+    Raises:
+        ModelError: There is no such model, or none that can be built from it.
+    """
+    config = load_config(name, revision=revision)
+    try:
+        with _silence(), torch.device("meta"):
+            model: Any = AutoModelForCausalLM.from_config(config)
+    except Exception as error:
+        raise _unloadable(name, error) from error
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
 def model_fingerprint(name: str, revision: str | None = None) -> str:
     """What tells a model's weights from any others: their hash, or the commit on the hub.
 
