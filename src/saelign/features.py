@@ -9,6 +9,7 @@ import scipy.sparse as sp
 from jaxtyping import Float, Int
 
 from saelign.correlation.sparse import FeatureColumns
+from saelign.correlation.threads import in_parts, parts_of
 from saelign.text import Tokens
 
 CONTEXT_BEFORE, CONTEXT_AFTER = 8, 4
@@ -33,7 +34,13 @@ def top_rows(
     from saelign.correlation.kernel import largest_by_feature  # numba: half a second
 
     columns = acts if isinstance(acts, FeatureColumns) else FeatureColumns.of(acts)
-    return largest_by_feature(columns.starts, columns.stops, columns.tokens, columns.values, top_k)
+    found = in_parts(
+        lambda part: largest_by_feature(
+            columns.starts[part], columns.stops[part], columns.tokens, columns.values, top_k
+        ),
+        parts_of(columns.stops - columns.starts + 1),
+    )
+    return np.concatenate([rows for rows, _ in found]), np.concatenate([v for _, v in found])
 
 
 def feature_table(

@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float64, Integer
 
 from saelign.correlation.moments import CrossMoments
 from saelign.correlation.sparse import FeatureColumns
-from saelign.correlation.strongest import n_threads
+from saelign.correlation.threads import equal_parts, in_parts
 from saelign.errors import DegenerateError, ShapeError
 
 BLOCK_BYTES = 2**23
@@ -210,13 +210,19 @@ def resampled_means(
     pairs_at_once = max(1, BLOCK_BYTES // (5 * 8 * n_documents))
     for start in range(0, n_pairs, pairs_at_once):
         a, b = (side[start : start + pairs_at_once].astype(np.int64) for side in (half.a, half.b))
-        sums = sums_by_document(
-            a, b, x.starts, x.stops, x.tokens, x.values, y.starts, y.stops, y.tokens, y.values,
-            document, half.first_token, n_documents, n_threads(),
-        ).reshape(5 * len(a), n_documents)  # fmt: skip
+        by_document = np.zeros((len(a), 5, n_documents))
+        in_parts(
+            lambda part, a=a, b=b, by_document=by_document: sums_by_document(
+                a[part], b[part], x.starts, x.stops, x.tokens, x.values,
+                y.starts, y.stops, y.tokens, y.values,
+                document, half.first_token, by_document[part],
+            ),
+            equal_parts(len(a)),
+        )  # fmt: skip
+        sums = by_document.reshape(5 * len(a), n_documents)
         n_active = x.stops[a] - x.starts[a], y.stops[b] - y.starts[b]
         some = slice(start, start + len(a))
-        once = sums.sum(axis=1)[None]
+        once = by_document.sum(axis=2).T.reshape(1, 5 * len(a))
         correlations[some] = of_sums(
             once, np.array([float(n_tokens.sum())]), *n_active, n_documents
         )[0]
@@ -226,9 +232,14 @@ def resampled_means(
         for first in range(0, n_resamples, resamples_at_once):
             rows = slice(first, first + resamples_at_once)
             weights = counts[rows].astype(np.float64)
-            add_mean_correlations(
-                weights @ sums.T, weights @ n_tokens, n_active[0] + n_documents,
-                n_active[1] + n_documents, heard, total[rows], n_left[rows],
+            resampled, n_drawn = weights @ sums.T, weights @ n_tokens
+            in_parts(
+                lambda part, resampled=resampled, n_drawn=n_drawn, rows=rows, heard=heard,
+                n_active=n_active: add_mean_correlations(
+                    resampled[part], n_drawn[part], n_active[0] + n_documents,
+                    n_active[1] + n_documents, heard, total[rows][part], n_left[rows][part],
+                ),
+                equal_parts(len(weights)),
             )  # fmt: skip
     return correlations, np.divide(
         total, n_left, out=np.full(total.shape, np.nan), where=n_left > 0

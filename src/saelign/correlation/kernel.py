@@ -3,6 +3,9 @@
 All go through the features of A one at a time: a feature's firing tokens are few, each holds few
 features of B, and the row of products they fall into stays in the cache. The cost is the number of
 co-firings, not tokens times features; no sparse result with its sorting is ever built.
+
+A call does a part of the work, on one core, and lets go of the interpreter: `in_parts` runs several
+at once. Loops that numba runs in parallel itself take three times as long to compile.
 """
 
 from typing import no_type_check
@@ -16,7 +19,7 @@ BLOCK = 64
 
 # Run-time type checks, as the tests switch them on, cannot be compiled.
 @no_type_check
-@numba.njit(parallel=True, cache=True, nogil=True)
+@numba.njit(cache=True, nogil=True)
 def add_cross_products(
     starts_a: np.ndarray,
     stops_a: np.ndarray,
@@ -29,7 +32,7 @@ def add_cross_products(
     total: np.ndarray,
 ) -> None:
     """Add A'B to `total`, where A comes by feature and B by token, each with its bounds."""
-    for a in numba.prange(len(starts_a)):
+    for a in range(len(starts_a)):
         row = total[a]
         for p in range(starts_a[a], stops_a[a]):
             value = np.float64(values_a[p])
@@ -58,7 +61,7 @@ def insert(best: np.ndarray, indices: np.ndarray, value: float, index: int) -> N
 def take_strongest(
     a: int,
     row: np.ndarray,
-    offsets: np.ndarray | None,
+    offsets: np.ndarray,
     best_a: np.ndarray,
     value_a: np.ndarray,
     best_b: np.ndarray,
@@ -76,7 +79,7 @@ def take_strongest(
         stop = min(start + BLOCK, n_b)
         least = value_a[last_a]
         n_above = 0
-        if offsets is None:
+        if len(offsets) == 0:
             for b in range(start, stop):
                 n_above += (row[b] > least) | (row[b] > least_b[b])
         else:
@@ -85,7 +88,7 @@ def take_strongest(
         if n_above == 0:
             continue
         for b in range(start, stop):
-            value = row[b] if offsets is None else row[b] - offsets[b]
+            value = row[b] if len(offsets) == 0 else row[b] - offsets[b]
             if value > value_a[last_a]:
                 insert(value_a, best_a, value, b)
             if value > least_b[b]:
@@ -94,43 +97,34 @@ def take_strongest(
 
 
 @no_type_check
-@numba.njit(parallel=True, cache=True, nogil=True)
+@numba.njit(cache=True, nogil=True)
 def strongest_in_rows(
-    rows: np.ndarray,
-    similarity: np.ndarray,
-    offsets: np.ndarray | None,
-    bounds: np.ndarray,
-    n_best_a: int,
-    n_best_b: int,
+    first: int, similarity: np.ndarray, offsets: np.ndarray, n_best_a: int, n_best_b: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """The strongest partners among similarities at hand, by row and by column.
 
     Args:
-        rows: What the rows of `similarity` are called.
+        first: What the first row is called; those after it follow.
         similarity: Rows x features of B; NaN where there is no partner.
-        offsets: To be taken off each column's similarities first, or None.
-        bounds: Where each part of the rows begins, and the last one ends; a part is one thread's.
+        offsets: To be taken off each column's similarities first; empty for none.
         n_best_a: Partners to list for each row.
-        n_best_b: Partners to list for each column, in each part.
+        n_best_b: Partners to list for each column.
     """
     n_a, n_b = similarity.shape
-    n_parts = len(bounds) - 1
     best_a = np.full((n_a, n_best_a), -1, dtype=np.int32)
     value_a = np.full((n_a, n_best_a), -np.inf)
-    best_b = np.full((n_parts, n_b, n_best_b), -1, dtype=np.int32)
-    value_b = np.full((n_parts, n_b, n_best_b), -np.inf)
-    for part in numba.prange(n_parts):
-        least_b = np.full(n_b, -np.inf)
-        for i in range(bounds[part], bounds[part + 1]):
-            take_strongest(
-                rows[i], similarity[i], offsets, best_a[i], value_a[i], best_b[part],
-                value_b[part], least_b,
-            )  # fmt: skip
+    best_b = np.full((n_b, n_best_b), -1, dtype=np.int32)
+    value_b = np.full((n_b, n_best_b), -np.inf)
+    least_b = np.full(n_b, -np.inf)
+    for i in range(n_a):
+        take_strongest(
+            first + i, similarity[i], offsets, best_a[i], value_a[i], best_b, value_b, least_b
+        )
     return best_a, value_a, best_b, value_b
 
 
 @no_type_check
-@numba.njit(parallel=True, cache=True, nogil=True)
+@numba.njit(cache=True, nogil=True)
 def strongest_partners(
     rows: np.ndarray,
     starts_a: np.ndarray,
@@ -145,8 +139,7 @@ def strongest_partners(
     total_b: np.ndarray,
     scale_a: np.ndarray,
     scale_b: np.ndarray,
-    offsets: np.ndarray | None,
-    bounds: np.ndarray,
+    offsets: np.ndarray,
     n_best_a: int,
     n_best_b: int,
     share_touched: float,
@@ -161,7 +154,7 @@ def strongest_partners(
     the lowest and highest mean_a * scale_a returned.
 
     Args:
-        rows: Features of A to go through.
+        rows: Features of A to go through, rising.
         starts_a: Where each of A's features begins in `tokens_a`.
         stops_a: Where it ends.
         tokens_a: Tokens on which it fires.
@@ -174,25 +167,22 @@ def strongest_partners(
         total_b: by B's.
         scale_a: What they are multiplied with.
         scale_b: NaN for features of B that take no part.
-        offsets: To be taken off each column's similarities before comparing, or None.
-        bounds: Where each part of the rows begins, and the last one ends; a part is one thread's.
+        offsets: To be taken off each column's similarities before comparing; empty for none.
         n_best_a: Partners to list for each row.
-        n_best_b: Partners to list for each column, in each part.
+        n_best_b: Partners to list for each column.
         share_touched: Co-firings, per feature of B, below which only what co-fired is searched.
 
     Returns:
-        best_a, value_a (row x n_best_a); best_b, value_b (part x feature of B x n_best_b); -1 and
-        -inf where there are fewer; then lowest and highest mean_a * scale_a of rows that were not
+        best_a, value_a (row x n_best_a); best_b, value_b (feature of B x n_best_b); -1 and -inf
+        where there are fewer; then lowest and highest mean_a * scale_a of rows that were not
         searched whole, inf and -inf if there is none.
     """
     n_b = len(total_b)
-    n_parts = len(bounds) - 1
     best_a = np.full((len(rows), n_best_a), -1, dtype=np.int32)
     value_a = np.full((len(rows), n_best_a), -np.inf)
-    best_b = np.full((n_parts, n_b, n_best_b), -1, dtype=np.int32)
-    value_b = np.full((n_parts, n_b, n_best_b), -np.inf)
-    lowest = np.full(n_parts, np.inf)
-    highest = np.full(n_parts, -np.inf)
+    best_b = np.full((n_b, n_best_b), -1, dtype=np.int32)
+    value_b = np.full((n_b, n_best_b), -np.inf)
+    lowest, highest = np.inf, -np.inf
     # What a feature of B has with one that it never co-fires with, before A's part of it.
     apart_low, apart_high = np.inf, -np.inf
     for b in range(n_b):
@@ -201,73 +191,70 @@ def strongest_partners(
             apart_low = apart
         if apart > apart_high:
             apart_high = apart
-    for part in numba.prange(n_parts):
-        row = np.zeros(n_b)
-        touched = np.empty(n_b, dtype=np.int32)
-        least_b = np.full(n_b, -np.inf)
-        for i in range(bounds[part], bounds[part + 1]):
-            a = rows[i]
-            mean, scale = mean_a[a], scale_a[a]
-            n_products = 0
+    row = np.zeros(n_b)
+    touched = np.empty(n_b, dtype=np.int32)
+    least_b = np.full(n_b, -np.inf)
+    for i in range(len(rows)):
+        a = rows[i]
+        mean, scale = mean_a[a], scale_a[a]
+        n_products = 0
+        for p in range(starts_a[a], stops_a[a]):
+            n_products += stops_b[tokens_a[p]] - starts_b[tokens_a[p]]
+        search_whole = len(offsets) > 0 or n_products >= share_touched * n_b
+        if search_whole:
             for p in range(starts_a[a], stops_a[a]):
-                n_products += stops_b[tokens_a[p]] - starts_b[tokens_a[p]]
-            search_whole = offsets is not None or n_products >= share_touched * n_b
-            if search_whole:
-                for p in range(starts_a[a], stops_a[a]):
-                    value = np.float64(values_a[p])
-                    token = tokens_a[p]
-                    for q in range(starts_b[token], stops_b[token]):
-                        row[features_b[q]] += value * np.float64(values_b[q])
-            else:
-                n_touched = 0
-                for p in range(starts_a[a], stops_a[a]):
-                    value = np.float64(values_a[p])
-                    token = tokens_a[p]
-                    for q in range(starts_b[token], stops_b[token]):
-                        b = features_b[q]
-                        if row[b] == 0 and n_touched < n_b:
-                            touched[n_touched] = b
-                            n_touched += 1
-                        row[b] += value * np.float64(values_b[q])
-                # Products that cancel make a feature look untouched, and it is as good as that; it
-                # may be noted twice, and once the list is full the row is searched whole.
-                apart = max(-(mean * scale) * apart_low, -(mean * scale) * apart_high)
-                for t in range(n_touched):
-                    b = touched[t]
-                    if row[b] != 0:
-                        similarity = (row[b] - mean * total_b[b]) * scale * scale_b[b]
-                        similarity = max(min(similarity, 1.0), -1.0)
-                        if similarity >= value_a[i, n_best_a - 1]:
-                            insert(value_a[i], best_a[i], similarity, b)
-                search_whole = n_touched == n_b or not value_a[i, n_best_a - 1] > apart
-                if search_whole:
-                    value_a[i] = -np.inf
-                    best_a[i] = -1
-            if search_whole:
-                for b in range(n_b):
+                value = np.float64(values_a[p])
+                token = tokens_a[p]
+                for q in range(starts_b[token], stops_b[token]):
+                    row[features_b[q]] += value * np.float64(values_b[q])
+        else:
+            n_touched = 0
+            for p in range(starts_a[a], stops_a[a]):
+                value = np.float64(values_a[p])
+                token = tokens_a[p]
+                for q in range(starts_b[token], stops_b[token]):
+                    b = features_b[q]
+                    if row[b] == 0 and n_touched < n_b:
+                        touched[n_touched] = b
+                        n_touched += 1
+                    row[b] += value * np.float64(values_b[q])
+            # Products that cancel make a feature look untouched, and it is as good as that; it may
+            # be noted twice, and once the list is full the row is searched whole.
+            apart = max(-(mean * scale) * apart_low, -(mean * scale) * apart_high)
+            for t in range(n_touched):
+                b = touched[t]
+                if row[b] != 0:
                     similarity = (row[b] - mean * total_b[b]) * scale * scale_b[b]
-                    row[b] = max(min(similarity, 1.0), -1.0)
-                take_strongest(
-                    a, row, offsets, best_a[i], value_a[i], best_b[part], value_b[part], least_b
-                )
-                row[:] = 0
-            else:
-                lowest[part] = min(lowest[part], mean * scale)
-                highest[part] = max(highest[part], mean * scale)
-                for t in range(n_touched):
-                    b = touched[t]
-                    if row[b] != 0:
-                        similarity = (row[b] - mean * total_b[b]) * scale * scale_b[b]
-                        similarity = max(min(similarity, 1.0), -1.0)
-                        if similarity > least_b[b]:
-                            insert(value_b[part, b], best_b[part, b], similarity, a)
-                            least_b[b] = value_b[part, b, n_best_b - 1]
-                        row[b] = 0
-    return best_a, value_a, best_b, value_b, lowest.min(), highest.max()
+                    similarity = max(min(similarity, 1.0), -1.0)
+                    if similarity >= value_a[i, n_best_a - 1]:
+                        insert(value_a[i], best_a[i], similarity, b)
+            search_whole = n_touched == n_b or not value_a[i, n_best_a - 1] > apart
+            if search_whole:
+                value_a[i] = -np.inf
+                best_a[i] = -1
+        if search_whole:
+            for b in range(n_b):
+                similarity = (row[b] - mean * total_b[b]) * scale * scale_b[b]
+                row[b] = max(min(similarity, 1.0), -1.0)
+            take_strongest(a, row, offsets, best_a[i], value_a[i], best_b, value_b, least_b)
+            row[:] = 0
+        else:
+            lowest = min(lowest, mean * scale)
+            highest = max(highest, mean * scale)
+            for t in range(n_touched):
+                b = touched[t]
+                if row[b] != 0:
+                    similarity = (row[b] - mean * total_b[b]) * scale * scale_b[b]
+                    similarity = max(min(similarity, 1.0), -1.0)
+                    if similarity > least_b[b]:
+                        insert(value_b[b], best_b[b], similarity, a)
+                        least_b[b] = value_b[b, n_best_b - 1]
+                    row[b] = 0
+    return best_a, value_a, best_b, value_b, lowest, highest
 
 
 @no_type_check
-@numba.njit(parallel=True, cache=True, nogil=True)
+@numba.njit(cache=True, nogil=True)
 def products_of_pairs(
     pairs_a: np.ndarray,
     pairs_b: np.ndarray,
@@ -279,34 +266,34 @@ def products_of_pairs(
     stops_b: np.ndarray,
     tokens_b: np.ndarray,
     values_b: np.ndarray,
-    order: np.ndarray | None,
+    order: np.ndarray,
     n_tokens: int,
-    n_parts: int,
 ) -> np.ndarray:
     """The sum of products of feature pairs_a[i] of A and pairs_b[i] of B over all tokens.
 
-    Both sides come by feature. With an order, token t of A stands beside token order[t] of B.
+    Both sides come by feature. With an order, token t of A stands beside token order[t] of B; it is
+    empty where that is the same one.
     """
     products = np.zeros(len(pairs_a))
-    bounds = (np.arange(n_parts + 1) * len(pairs_a)) // n_parts
-    for part in numba.prange(n_parts):
-        at = np.zeros(n_tokens)
-        for i in range(bounds[part], bounds[part + 1]):
-            a, b = pairs_a[i], pairs_b[i]
-            for q in range(starts_b[b], stops_b[b]):
-                at[tokens_b[q]] = values_b[q]
-            total = 0.0
-            for p in range(starts_a[a], stops_a[a]):
-                token = tokens_a[p] if order is None else order[tokens_a[p]]
-                total += np.float64(values_a[p]) * at[token]
-            products[i] = total
-            for q in range(starts_b[b], stops_b[b]):
-                at[tokens_b[q]] = 0
+    at = np.zeros(n_tokens)
+    for i in range(len(pairs_a)):
+        a, b = pairs_a[i], pairs_b[i]
+        for q in range(starts_b[b], stops_b[b]):
+            at[tokens_b[q]] = values_b[q]
+        total = 0.0
+        for p in range(starts_a[a], stops_a[a]):
+            token = np.int64(tokens_a[p])
+            if len(order) > 0:
+                token = order[token]
+            total += np.float64(values_a[p]) * at[token]
+        products[i] = total
+        for q in range(starts_b[b], stops_b[b]):
+            at[tokens_b[q]] = 0
     return products
 
 
 @no_type_check
-@numba.njit(parallel=True, cache=True, nogil=True)
+@numba.njit(cache=True, nogil=True)
 def select_features(
     starts: np.ndarray,
     stops: np.ndarray,
@@ -317,7 +304,7 @@ def select_features(
     """By token, the features that have a place, renamed to it: starts, features, values."""
     n_tokens = len(starts)
     out_starts = np.zeros(n_tokens + 1, dtype=np.int64)
-    for t in numba.prange(n_tokens):
+    for t in range(n_tokens):
         n = 0
         for q in range(starts[t], stops[t]):
             n += place[features[q]] >= 0
@@ -326,7 +313,7 @@ def select_features(
         out_starts[t + 1] += out_starts[t]
     out_features = np.empty(out_starts[n_tokens], dtype=features.dtype)
     out_values = np.empty(out_starts[n_tokens], dtype=values.dtype)
-    for t in numba.prange(n_tokens):
+    for t in range(n_tokens):
         n = out_starts[t]
         for q in range(starts[t], stops[t]):
             if place[features[q]] >= 0:
@@ -337,7 +324,7 @@ def select_features(
 
 
 @no_type_check
-@numba.njit(parallel=True, cache=True, nogil=True)
+@numba.njit(cache=True, nogil=True)
 def largest_by_feature(
     starts: np.ndarray, stops: np.ndarray, tokens: np.ndarray, values: np.ndarray, n: int
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -347,7 +334,7 @@ def largest_by_feature(
     """
     rows = np.full((len(starts), n), -1, dtype=np.int64)
     largest = np.full((len(starts), n), np.nan)
-    for feature in numba.prange(len(starts)):
+    for feature in range(len(starts)):
         n_kept = 0
         for p in range(starts[feature], stops[feature]):
             value = np.float64(values[p])
@@ -381,7 +368,7 @@ def count_documents(
 
 
 @no_type_check
-@numba.njit(parallel=True, cache=True, nogil=True)
+@numba.njit(cache=True, nogil=True)
 def sums_by_document(
     pairs_a: np.ndarray,
     pairs_b: np.ndarray,
@@ -395,10 +382,9 @@ def sums_by_document(
     values_b: np.ndarray,
     document: np.ndarray,
     first: int,
-    n_documents: int,
-    n_parts: int,
-) -> np.ndarray:
-    """Sums of x, x^2, y, y^2 and x y over each document, for each pair: 5 x pair x document.
+    sums: np.ndarray,
+) -> None:
+    """Add up x, x^2, y, y^2 and x y over each document for each pair.
 
     Args:
         pairs_a: Each pair's feature of A, whose activations are x.
@@ -413,34 +399,29 @@ def sums_by_document(
         values_b: The same for B.
         document: The document of each token, from token `first` on.
         first: See there.
-        n_documents: How many there are.
-        n_parts: Parts that pairs are cut into; a part is one thread's.
+        sums: Pair x 5 x document, added to.
     """
-    sums = np.zeros((5, len(pairs_a), n_documents))
-    bounds = (np.arange(n_parts + 1) * len(pairs_a)) // n_parts
-    for part in numba.prange(n_parts):
-        at = np.zeros(len(document))
-        for i in range(bounds[part], bounds[part + 1]):
-            a, b = pairs_a[i], pairs_b[i]
-            for q in range(starts_b[b], stops_b[b]):
-                token = tokens_b[q] - first
-                value = np.float64(values_b[q])
-                at[token] = value
-                sums[2, i, document[token]] += value
-                sums[3, i, document[token]] += value * value
-            for p in range(starts_a[a], stops_a[a]):
-                token = tokens_a[p] - first
-                value = np.float64(values_a[p])
-                sums[0, i, document[token]] += value
-                sums[1, i, document[token]] += value * value
-                sums[4, i, document[token]] += value * at[token]
-            for q in range(starts_b[b], stops_b[b]):
-                at[tokens_b[q] - first] = 0
-    return sums
+    at = np.zeros(len(document))
+    for i in range(len(pairs_a)):
+        a, b = pairs_a[i], pairs_b[i]
+        for q in range(starts_b[b], stops_b[b]):
+            token = tokens_b[q] - first
+            value = np.float64(values_b[q])
+            at[token] = value
+            sums[i, 2, document[token]] += value
+            sums[i, 3, document[token]] += value * value
+        for p in range(starts_a[a], stops_a[a]):
+            token = tokens_a[p] - first
+            value = np.float64(values_a[p])
+            sums[i, 0, document[token]] += value
+            sums[i, 1, document[token]] += value * value
+            sums[i, 4, document[token]] += value * at[token]
+        for q in range(starts_b[b], stops_b[b]):
+            at[tokens_b[q] - first] = 0
 
 
 @no_type_check
-@numba.njit(parallel=True, cache=True, nogil=True)
+@numba.njit(cache=True, nogil=True)
 def add_mean_correlations(
     sums: np.ndarray,
     n_tokens: np.ndarray,
@@ -455,7 +436,7 @@ def add_mean_correlations(
     Those whose spread is no larger than rounding could have made it are left out.
 
     Args:
-        sums: Resamples x (5 times pair): of x, x^2, y, y^2, x y.
+        sums: Resamples x (pair times 5): of x, x^2, y, y^2, x y.
         n_tokens: Tokens of each resample.
         n_terms_x: Terms of each sum of x, which bound its rounding.
         n_terms_y: The same for y.
@@ -465,17 +446,18 @@ def add_mean_correlations(
     """
     n_pairs = len(subsets)
     eps = 2.220446049250313e-16
-    for r in numba.prange(len(sums)):
+    for r in range(len(sums)):
         row, n = sums[r], n_tokens[r]
         for i in range(n_pairs):
-            x, xx = row[i], row[n_pairs + i]
-            y, yy = row[2 * n_pairs + i], row[3 * n_pairs + i]
+            x, xx, y, yy, xy = (
+                row[5 * i], row[5 * i + 1], row[5 * i + 2], row[5 * i + 3], row[5 * i + 4],
+            )  # fmt: skip
             spread_x, spread_y = xx - x * x / n, yy - y * y / n
             if not spread_x > xx * ((8 + 2 * n_terms_x[i]) * eps):
                 continue
             if not spread_y > yy * ((8 + 2 * n_terms_y[i]) * eps):
                 continue
-            correlation = (row[4 * n_pairs + i] - x / n * y) / np.sqrt(spread_x) / np.sqrt(spread_y)
+            correlation = (xy - x / n * y) / np.sqrt(spread_x) / np.sqrt(spread_y)
             correlation = max(min(correlation, 1.0), -1.0)
             for s in range(subsets.shape[1]):
                 total[r, s] += correlation * subsets[i, s]

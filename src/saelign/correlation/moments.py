@@ -27,6 +27,7 @@ from saelign.correlation.strongest import (
     named,
     strongest_of_blocks,
 )
+from saelign.correlation.threads import in_parts, parts_of
 from saelign.correlation.within_token import TokenSums, within_token_correlation
 from saelign.errors import ActivationError, ShapeError, UnknownNameError
 
@@ -112,10 +113,14 @@ def add_products(
     """Add the cross products of a chunk to `products`, in place; A by column, B by row."""
     from saelign.correlation.kernel import add_cross_products  # numba: half a second
 
-    a, b = acts_a, acts_b
-    add_cross_products(
-        a.indptr[:-1], a.indptr[1:], a.indices, a.data,
-        b.indptr[:-1], b.indptr[1:], b.indices, b.data, products,
+    starts_a, starts_b = acts_a.indptr.astype(np.int64), acts_b.indptr.astype(np.int64)
+    begins, ends = starts_a[:-1], starts_a[1:]
+    in_parts(
+        lambda part: add_cross_products(
+            begins[part], ends[part], acts_a.indices, acts_a.data,
+            starts_b[:-1], starts_b[1:], acts_b.indices, acts_b.data, products[part],
+        ),
+        parts_of(ends - begins + 1),
     )  # fmt: skip
 
 

@@ -5,7 +5,7 @@ Both follow from the activations without the matrix, which at the widths of larg
 not fit into memory, and at smaller ones takes longer to write and to read than to do without.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -22,11 +22,10 @@ from saelign.correlation.strongest import (
     Strongest,
     listed_among,
     merged,
-    n_threads,
     named,
-    parts_of,
     strongest_of_blocks,
 )
+from saelign.correlation.threads import equal_parts, in_parts, parts_of
 from saelign.correlation.within_token import (
     Explained,
     TokenSums,
@@ -53,8 +52,8 @@ class TokenRows:
         n_features: The width.
     """
 
-    starts: Int[np.ndarray, "token"]
-    stops: Int[np.ndarray, "token"]
+    starts: Int64[np.ndarray, "token"]
+    stops: Int64[np.ndarray, "token"]
     features: np.ndarray
     values: np.ndarray
     n_features: int
@@ -64,9 +63,10 @@ class TokenRows:
         """Tokens x features by row; values are not copied."""
         width = int(acts.shape[1])
         narrow = np.uint16 if width <= 2**16 else np.int32
+        starts = acts.indptr.astype(np.int64)  # always the same types: each is compiled for anew
         return cls(
-            starts=acts.indptr[:-1],
-            stops=acts.indptr[1:],
+            starts=starts[:-1],
+            stops=starts[1:],
             features=acts.indices.astype(narrow, copy=False),
             values=acts.data,
             n_features=width,
@@ -106,8 +106,8 @@ class FeatureColumns:
         n_tokens: Tokens in all.
     """
 
-    starts: Int[np.ndarray, "feature"]
-    stops: Int[np.ndarray, "feature"]
+    starts: Int64[np.ndarray, "feature"]
+    stops: Int64[np.ndarray, "feature"]
     tokens: np.ndarray
     values: np.ndarray
     n_tokens: int
@@ -115,10 +115,11 @@ class FeatureColumns:
     @classmethod
     def of(cls, acts: sp.csc_array) -> "FeatureColumns":
         """Tokens x features by column; nothing is copied."""
+        starts = acts.indptr.astype(np.int64)
         return cls(
-            starts=acts.indptr[:-1],
-            stops=acts.indptr[1:],
-            tokens=acts.indices,
+            starts=starts[:-1],
+            stops=starts[1:],
+            tokens=acts.indices.astype(np.int32, copy=False),
             values=acts.data,
             n_tokens=int(acts.shape[0]),
         )
@@ -139,6 +140,7 @@ class SparseCorrelation:
         moments_b: B's.
         order_b: Which of `columns_b`'s tokens stands at each of A's; None where it is the same one.
         within: Both sides' sums per token type; for within_token alone.
+        engine: What finds the strongest, called as `strongest_of_products`, if not that itself.
     """
 
     metric: str
@@ -147,8 +149,9 @@ class SparseCorrelation:
     rows_b: TokenRows
     moments_a: FeatureMoments
     moments_b: FeatureMoments
-    order_b: Int[np.ndarray, "token"] | None = None
+    order_b: Int64[np.ndarray, "token"] | None = None
     within: tuple[TokenSums, TokenSums] | None = None
+    engine: Callable[..., Lists] | None = None
     _listed: dict[int, Listed] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
@@ -278,7 +281,8 @@ class SparseCorrelation:
         if offsets is not None:
             wide_offsets = np.zeros(rows_b.n_features)
             wide_offsets[at] = offsets
-        best_a, value_a, best_b, value_b = strongest_of_products(
+        find = self.engine or strongest_of_products
+        best_a, value_a, best_b, value_b = find(
             features_a, self.columns_a, rows_b, mean_a, wide_total, scale_a, wide_scale,
             wide_offsets, n_best_a, n_best_b, SHARE_TOUCHED,
         )  # fmt: skip
@@ -311,9 +315,12 @@ class SparseCorrelation:
         for start in range(0, len(features_a), n_rows):
             rows = features_a[start : start + n_rows]
             block = np.zeros((len(rows), len(features_b)))
-            add_cross_products(
-                a.starts[rows], a.stops[rows], a.tokens, a.values,
-                b.starts, b.stops, b.features, b.values, block,
+            in_parts(
+                lambda part, rows=rows, block=block: add_cross_products(
+                    a.starts[rows[part]], a.stops[rows[part]], a.tokens, a.values,
+                    b.starts, b.stops, b.features, b.values, block[part],
+                ),
+                parts_of(a.stops[rows] - a.starts[rows] + 1),
             )  # fmt: skip
             if explained is not None:
                 explained.take_from(block, start)
@@ -334,10 +341,15 @@ class SparseCorrelation:
         from saelign.correlation.kernel import products_of_pairs  # numba: half a second
 
         x, y = self.columns_a, self.columns_b
-        return products_of_pairs(
-            a, b, x.starts, x.stops, x.tokens, x.values, y.starts, y.stops, y.tokens, y.values,
-            self.order_b, y.n_tokens, n_threads(),
+        order = np.zeros(0, np.int64) if self.order_b is None else self.order_b
+        found = in_parts(
+            lambda part: products_of_pairs(
+                a[part], b[part], x.starts, x.stops, x.tokens, x.values,
+                y.starts, y.stops, y.tokens, y.values, order, y.n_tokens,
+            ),
+            equal_parts(len(a)),
         )  # fmt: skip
+        return np.concatenate(found)
 
     def pearson_of_pairs(
         self, a: Int64[np.ndarray, "pair"], b: Int64[np.ndarray, "pair"]
@@ -380,14 +392,18 @@ def strongest_of_products(
     """The kernel's lists over all its threads, columns that it may have missed searched again."""
     from saelign.correlation.kernel import strongest_partners  # numba: half a second
 
-    best_a, value_a, best_b, value_b, lowest, highest = strongest_partners(
-        features_a, a.starts, a.stops, a.tokens, a.values,
-        b.starts, b.stops, b.features, b.values,
-        mean_a, total_b, scale_a, scale_b, offsets,
-        parts_of(a.stops[features_a] - a.starts[features_a] + 1), n_best_a, n_best_b,
-        float(share_touched),
+    by_column = np.zeros(0) if offsets is None else offsets
+    found = in_parts(
+        lambda part: strongest_partners(
+            features_a[part], a.starts, a.stops, a.tokens, a.values,
+            b.starts, b.stops, b.features, b.values,
+            mean_a, total_b, scale_a, scale_b, by_column, n_best_a, n_best_b, float(share_touched),
+        ),
+        parts_of(a.stops[features_a] - a.starts[features_a] + 1),
     )  # fmt: skip
-    best_b, value_b = merged(best_b, value_b)
+    best_a, value_a = (np.concatenate([of_part[i] for of_part in found]) for i in (0, 1))
+    best_b, value_b = merged(*(np.stack([of_part[i] for of_part in found]) for i in (2, 3)))
+    lowest, highest = min(of_part[4] for of_part in found), max(of_part[5] for of_part in found)
     if lowest <= highest:
         # Rows that were searched only where they co-fired had this at most with the rest.
         apart = total_b * scale_b

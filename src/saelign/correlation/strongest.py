@@ -5,13 +5,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float64, Int, Int64, Integer
+from jaxtyping import Float64, Int, Int64
+
+from saelign.correlation.threads import equal_parts, in_parts
 
 BLOCK_BYTES = 2**26
 """What a block of rows of a matrix may take."""
-
-PARTS_PER_THREAD = 4
-"""Parts that the rows are cut into, so that threads which meet more work do not hold up others."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -68,22 +67,6 @@ Lists = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 """Positions and values of the strongest by row, then by column; -1 and -inf where there is none."""
 
 
-def n_threads() -> int:
-    """Threads that compiled loops run on."""
-    import numba  # half a second
-
-    return numba.get_num_threads()
-
-
-def parts_of(work: Integer[np.ndarray, "row"]) -> Int64[np.ndarray, "boundary"]:
-    """Bounds of consecutive parts of the rows that are about equally much work."""
-    n_parts = max(1, min(PARTS_PER_THREAD * n_threads(), len(work)))
-    done = np.cumsum(work)
-    total = int(done[-1]) if len(done) else 0
-    cuts = np.searchsorted(done, total * np.arange(1, n_parts) / n_parts)
-    return np.concatenate([[0], cuts, [len(work)]]).astype(np.int64)
-
-
 def merged(
     best: Int[np.ndarray, "part column n_best"], value: Float64[np.ndarray, "part column n_best"]
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -122,20 +105,22 @@ def strongest_of_blocks(
     best_a, value_a = [np.zeros((0, n_best_a), np.int32)], [np.zeros((0, n_best_a))]
     best_b = np.full((n_columns, n_best_b), -1, dtype=np.int32)
     value_b = np.full((n_columns, n_best_b), -np.inf)
+    by_column = np.zeros(0) if offsets is None else offsets
     start = 0
     for _, block in blocks:
         block = np.ascontiguousarray(block, dtype=np.float64)
-        rows = np.arange(start, start + len(block))
-        start += len(block)
-        bounds = parts_of(np.ones(len(rows), dtype=np.int64))
-        of_rows, value_of_rows, of_columns, value_of_columns = strongest_in_rows(
-            rows, block, offsets, bounds, n_best_a, n_best_b
+        found = in_parts(
+            lambda part, block=block, start=start: strongest_in_rows(
+                start + part.start, block[part], by_column, n_best_a, n_best_b
+            ),
+            equal_parts(len(block)),
         )
-        best_a.append(of_rows)
-        value_a.append(value_of_rows)
+        start += len(block)
+        best_a += [of_part[0] for of_part in found]
+        value_a += [of_part[1] for of_part in found]
         best_b, value_b = merged(
-            np.concatenate([best_b[None], of_columns]),
-            np.concatenate([value_b[None], value_of_columns]),
+            np.stack([best_b, *(of_part[2] for of_part in found)]),
+            np.stack([value_b, *(of_part[3] for of_part in found)]),
         )
     return np.concatenate(best_a), np.concatenate(value_a), best_b, value_b
 

@@ -15,6 +15,7 @@ import scipy.sparse as sp
 from jaxtyping import Float64, Integer
 
 from saelign.correlation.feature_moments import FeatureMoments, inverse_roots
+from saelign.correlation.threads import in_parts, parts_of
 from saelign.errors import ShapeError
 
 BLOCK = 1024
@@ -225,17 +226,15 @@ class Explained:
 
         rows = slice(first, first + len(products))
         a, b = self.sparse_a, self.sparse_b
-        add_cross_products(
-            a.indptr[:-1][rows],
-            a.indptr[1:][rows],
-            a.indices,
-            a.data,
-            b.indptr[:-1],
-            b.indptr[1:],
-            b.indices,
-            b.data,
-            products,
-        )
+        starts_a, starts_b = a.indptr.astype(np.int64), b.indptr.astype(np.int64)
+        begins, ends = starts_a[:-1][rows], starts_a[1:][rows]
+        in_parts(
+            lambda part: add_cross_products(
+                begins[part], ends[part], a.indices, a.data,
+                starts_b[:-1], starts_b[1:], b.indices, b.data, products[part],
+            ),
+            parts_of(ends - begins + 1),
+        )  # fmt: skip
         for start in range(0, self.dense_a.shape[0], BLOCK):
             types = slice(start, start + BLOCK)
             dense_a, dense_b = self.dense_a[types, rows].toarray(), self.dense_b[types].toarray()
