@@ -1,11 +1,12 @@
 # make demo: a finished comparison of two language models in saelign-demo/, from a fresh checkout.
 # make test: format, lint, types, imports and tests; the same command that CI runs.
+# make bench: docs/benchmarks and the table in docs/performance.md; leave the machine alone for an hour.
 
 PYTHON ?= python3
 BIN := .venv/bin
 OUT ?= saelign-demo
 
-.PHONY: demo setup test clean
+.PHONY: demo setup test bench clean
 
 demo: setup
 	$(BIN)/saelign demo --out $(OUT)
@@ -18,6 +19,9 @@ test: .venv/.installed-dev
 	$(BIN)/lint-imports
 	$(BIN)/basedpyright
 	$(BIN)/python -m pytest
+
+bench: .venv/.installed-dev
+	$(BIN)/python -m benchmarks --out docs/benchmarks
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv

@@ -18,6 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
+from transformers import Gemma2Config
+
+import saelign
 from benchmarks.collecting import (
     Collection,
     gemma2,
@@ -25,10 +29,6 @@ from benchmarks.collecting import (
     random_saes,
     random_tokens,
 )
-from torch import nn
-from transformers import Gemma2Config
-
-import saelign
 from saelign import tiles
 from saelign.activations import LayerActivations
 from saelign.models import find_blocks, residual_streams

@@ -1,0 +1,1 @@
+"""What the package takes, beside the published procedure, other libraries and the machine."""
