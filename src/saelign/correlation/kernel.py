@@ -58,6 +58,16 @@ def insert(best: np.ndarray, indices: np.ndarray, value: float, index: int) -> N
 
 @no_type_check
 @numba.njit(cache=True, nogil=True)
+def is_listed(indices: np.ndarray, index: int) -> bool:
+    """Whether an index is among those of a list already."""
+    for j in range(len(indices)):  # noqa: SIM110 (compiled)
+        if indices[j] == index:
+            return True
+    return False
+
+
+@no_type_check
+@numba.njit(cache=True, nogil=True)
 def take_strongest(
     a: int,
     row: np.ndarray,
@@ -193,6 +203,9 @@ def strongest_partners(
             apart_high = apart
     row = np.zeros(n_b)
     touched = np.empty(n_b, dtype=np.int32)
+    # Total, scale and the least of its list side by side: a feature of B is one line of the cache.
+    of_b = np.empty((n_b, 4))
+    of_b[:, 0], of_b[:, 1], of_b[:, 2] = total_b, scale_b, -np.inf
     least_b = np.full(n_b, -np.inf)
     for i in range(len(rows)):
         a = rows[i]
@@ -201,55 +214,72 @@ def strongest_partners(
         for p in range(starts_a[a], stops_a[a]):
             n_products += stops_b[tokens_a[p]] - starts_b[tokens_a[p]]
         search_whole = len(offsets) > 0 or n_products >= share_touched * n_b
-        if search_whole:
-            for p in range(starts_a[a], stops_a[a]):
-                value = np.float64(values_a[p])
-                token = tokens_a[p]
-                for q in range(starts_b[token], stops_b[token]):
-                    row[features_b[q]] += value * np.float64(values_b[q])
-        else:
+        if not search_whole:
             n_touched = 0
             for p in range(starts_a[a], stops_a[a]):
                 value = np.float64(values_a[p])
                 token = tokens_a[p]
                 for q in range(starts_b[token], stops_b[token]):
                     b = features_b[q]
-                    if row[b] == 0 and n_touched < n_b:
+                    if row[b] == 0:
                         touched[n_touched] = b
-                        n_touched += 1
+                        n_touched += n_touched < n_b - 1
                     row[b] += value * np.float64(values_b[q])
             # Products that cancel make a feature look untouched, and it is as good as that; it may
             # be noted twice, and once the list is full the row is searched whole.
-            apart = max(-(mean * scale) * apart_low, -(mean * scale) * apart_high)
-            for t in range(n_touched):
+            search_whole = n_touched == n_b - 1
+            for t in range(0 if search_whole else n_touched):
                 b = touched[t]
                 if row[b] != 0:
-                    similarity = (row[b] - mean * total_b[b]) * scale * scale_b[b]
-                    similarity = max(min(similarity, 1.0), -1.0)
+                    similarity = (row[b] - mean * of_b[b, 0]) * scale * of_b[b, 1]
                     if similarity >= value_a[i, n_best_a - 1]:
-                        insert(value_a[i], best_a[i], similarity, b)
-            search_whole = n_touched == n_b or not value_a[i, n_best_a - 1] > apart
-            if search_whole:
-                value_a[i] = -np.inf
-                best_a[i] = -1
-        if search_whole:
-            for b in range(n_b):
-                similarity = (row[b] - mean * total_b[b]) * scale * scale_b[b]
-                row[b] = max(min(similarity, 1.0), -1.0)
-            take_strongest(a, row, offsets, best_a[i], value_a[i], best_b, value_b, least_b)
-            row[:] = 0
-        else:
-            lowest = min(lowest, mean * scale)
-            highest = max(highest, mean * scale)
-            for t in range(n_touched):
-                b = touched[t]
-                if row[b] != 0:
-                    similarity = (row[b] - mean * total_b[b]) * scale * scale_b[b]
-                    similarity = max(min(similarity, 1.0), -1.0)
-                    if similarity > least_b[b]:
-                        insert(value_b[b], best_b[b], similarity, a)
+                        insert(value_a[i], best_a[i], max(min(similarity, 1.0), -1.0), b)
+                    if similarity > of_b[b, 2]:
+                        insert(value_b[b], best_b[b], max(min(similarity, 1.0), -1.0), a)
+                        of_b[b, 2] = value_b[b, n_best_b - 1]
                         least_b[b] = value_b[b, n_best_b - 1]
                     row[b] = 0
+            apart = max(-(mean * scale) * apart_low, -(mean * scale) * apart_high)
+            if search_whole:
+                row[:] = 0
+            elif value_a[i, n_best_a - 1] > apart:
+                lowest = min(lowest, mean * scale)
+                highest = max(highest, mean * scale)
+                continue
+        value_a[i] = -np.inf
+        best_a[i] = -1
+        for p in range(starts_a[a], stops_a[a]):
+            value = np.float64(values_a[p])
+            token = tokens_a[p]
+            for q in range(starts_b[token], stops_b[token]):
+                row[features_b[q]] += value * np.float64(values_b[q])
+        for start in range(0, n_b, BLOCK):
+            stop = min(start + BLOCK, n_b)
+            least = value_a[i, n_best_a - 1]
+            n_above = 0
+            if len(offsets) == 0:
+                for b in range(start, stop):
+                    similarity = (row[b] - mean * total_b[b]) * scale * scale_b[b]
+                    row[b] = similarity
+                    n_above += (similarity > least) | (similarity > least_b[b])
+            else:
+                for b in range(start, stop):
+                    similarity = (row[b] - mean * total_b[b]) * scale * scale_b[b]
+                    similarity = max(min(similarity, 1.0), -1.0) - offsets[b]
+                    row[b] = similarity
+                    n_above += (similarity > least) | (similarity > least_b[b])
+            if n_above > 0:
+                for b in range(start, stop):
+                    similarity = row[b]
+                    if len(offsets) == 0:
+                        similarity = max(min(similarity, 1.0), -1.0)
+                    if similarity > value_a[i, n_best_a - 1]:
+                        insert(value_a[i], best_a[i], similarity, b)
+                    if similarity > least_b[b] and not is_listed(best_b[b], a):
+                        insert(value_b[b], best_b[b], similarity, a)
+                        least_b[b] = value_b[b, n_best_b - 1]
+                        of_b[b, 2] = least_b[b]
+            row[start:stop] = 0
     return best_a, value_a, best_b, value_b, lowest, highest
 
 
@@ -290,6 +320,37 @@ def products_of_pairs(
         for q in range(starts_b[b], stops_b[b]):
             at[tokens_b[q]] = 0
     return products
+
+
+@no_type_check
+@numba.njit(cache=True, nogil=True)
+def to_columns(
+    starts: np.ndarray, stops: np.ndarray, features: np.ndarray, values: np.ndarray, n_features: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Activations by token put in order by feature: starts, tokens, values; totals and squares.
+
+    `starts` has one entry more than there are features; tokens rise within a feature.
+    """
+    begins = np.zeros(n_features + 1, dtype=np.int64)
+    for t in range(len(starts)):
+        for q in range(starts[t], stops[t]):
+            begins[features[q] + 1] += 1
+    for feature in range(n_features):
+        begins[feature + 1] += begins[feature]
+    at = begins[:-1].copy()
+    tokens = np.empty(begins[n_features], dtype=np.int32)
+    ordered = np.empty(begins[n_features], dtype=values.dtype)
+    total, squares = np.zeros(n_features), np.zeros(n_features)
+    for t in range(len(starts)):
+        for q in range(starts[t], stops[t]):
+            feature = features[q]
+            tokens[at[feature]] = t
+            ordered[at[feature]] = values[q]
+            at[feature] += 1
+            value = np.float64(values[q])
+            total[feature] += value
+            squares[feature] += value * value
+    return begins, tokens, ordered, total, squares
 
 
 @no_type_check

@@ -34,7 +34,7 @@ from saelign.correlation.within_token import (
 )
 from saelign.errors import ShapeError
 
-SHARE_TOUCHED = 1.0
+SHARE_TOUCHED = 0.5
 """Co-firings of a feature, per feature of the other side, below which only those that it co-fires
 with are searched for its partners."""
 
@@ -125,6 +125,23 @@ class FeatureColumns:
         )
 
 
+def in_columns(rows: TokenRows) -> tuple[FeatureColumns, FeatureMoments]:
+    """Activations by token put in order by feature, and their sums."""
+    from saelign.correlation.kernel import to_columns  # numba: half a second
+
+    starts, tokens, values, total, squares = to_columns(
+        rows.starts, rows.stops, rows.features, rows.values, rows.n_features
+    )
+    n_tokens = len(rows.starts)
+    columns = FeatureColumns(
+        starts=starts[:-1], stops=starts[1:], tokens=tokens, values=values, n_tokens=n_tokens
+    )
+    moments = FeatureMoments(
+        n_tokens=n_tokens, n_active=np.diff(starts), total=total, squares=squares
+    )
+    return columns, moments
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class SparseCorrelation:
     """How alike features of A and of B fire, computed from activations when it is asked for.
@@ -176,13 +193,16 @@ class SparseCorrelation:
                 "both sides must hold the same tokens, and one at least, got "
                 f"{acts_a.shape[0]} and {acts_b.shape[0]}"
             )
+        rows = [TokenRows.of(acts) for acts in (acts_a, acts_b)]
+        sides = in_parts(lambda part: in_columns(rows[part.start]), np.arange(3))
+        (columns_a, moments_a), (columns_b, moments_b) = sides
         return cls(
             metric=metric,
-            columns_a=FeatureColumns.of(acts_a.tocsc()),
-            columns_b=FeatureColumns.of(acts_b.tocsc()),
-            rows_b=TokenRows.of(acts_b),
-            moments_a=FeatureMoments.of(acts_a),
-            moments_b=FeatureMoments.of(acts_b),
+            columns_a=columns_a,
+            columns_b=columns_b,
+            rows_b=rows[1],
+            moments_a=moments_a,
+            moments_b=moments_b,
             within=within,
         )
 
