@@ -321,7 +321,16 @@ def test_check_says_what_a_study_comes_to_and_leaves_nothing_behind(
     before = sorted(tiny.iterdir())
     told = call("check", study)
     assert (told.code, told.err) == (0, "")
-    assert told.out == (
+    takes, rest = [], []
+    for line in told.out.splitlines(keepends=True):
+        (takes if line.startswith("   takes: ") else rest).append(line)
+    # How fast the machine is and what is free differs.
+    assert re.fullmatch(
+        r"   takes: up to \d\.\d GiB of memory \(limit \d+\.\d GiB\), 0\.0 GiB of disk in the "
+        r"store, roughly collecting \d+ s and comparing \d+ s\n",
+        *takes,
+    )
+    assert "".join(rest) == (
         "   study: tiny\n"
         " model a: name A, layers 1\n"
         " model b: name B, layers 1\n"
@@ -339,9 +348,31 @@ def test_check_says_what_a_study_comes_to_and_leaves_nothing_behind(
     assert (told.code, told.err) == (0, "")
     content = json.loads(told.out)
     assert content["tokens"] == [2000, 2000]
+    assert content["takes"]["memory_bytes"] <= content["takes"]["memory_limit_bytes"]
     assert content["out"] == str(tmp_path / "elsewhere")
     assert sorted(tiny.iterdir()) == before
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("command", ["check", "run"])
+def test_less_memory_than_a_study_needs_is_refused_before_anything_is_done(
+    command: str, tiny: Path
+) -> None:
+    study = write_study(tiny / "little.yaml", {**TINY, "output": {"folder": "little"}})
+    told = call(command, study, "--memory", "100MB")
+    assert (told.code, told.out) == (1, "")
+    assert re.search(
+        r"saelign: memory must be at least \d\.\d GiB (for this study|to run a model of this study "
+        r"with one SAE), got 0\.1 GiB: give more with --memory, ",
+        told.err,
+    )
+    assert not (tiny / "little").exists()
+    told = call(command, study, "--memory", "8 gib")
+    assert told.code == 0
+    told = call(command, study, "--memory", "much")
+    assert told.err.endswith(
+        "saelign: memory must be a number of bytes or such as 8GiB or 500MB, got 'much'\n"
+    )
 
 
 def test_a_models_revision_is_not_asked_of_a_tokenizer_from_elsewhere(

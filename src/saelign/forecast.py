@@ -330,6 +330,6 @@ def matmul_rate(device: str) -> float:
     return _rates[device]
 
 
-def in_gib(n_bytes: float) -> str:
+def in_gib(n_bytes: int) -> str:
     """A number of bytes as people read it."""
     return f"{n_bytes / 2**30:.1f} GiB"

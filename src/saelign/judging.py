@@ -10,6 +10,7 @@ from saelign.cells import correlation_between
 from saelign.layers import Layer
 from saelign.nulls import SIGNIFICANCE
 from saelign.results import TRAINED
+from saelign.shelf import ShelfSide
 from saelign.verdicts import (
     MIN_DOCUMENTS,
     Evidence,
@@ -23,9 +24,13 @@ Found = Mapping[tuple[int, int], tuple[Evidence, Evidence]]
 """What the layer pairs of a comparison say of the features of both sides."""
 
 
+Layers = Mapping[int, Layer] | ShelfSide
+"""The layers of a side, by number."""
+
+
 def judge(
     evidence: Mapping[str, Found],
-    layers: Mapping[str, Mapping[int, Layer]],
+    layers: Mapping[str, Layers],
     *,
     min_active_tokens: int,
 ) -> list[pd.DataFrame]:
@@ -76,7 +81,7 @@ def replications(
     of_layer: Mapping[int, Evidence],
     own: Evidence,
     second: Layer,
-    others: Mapping[int, Layer],
+    others: Layers,
     *,
     min_active_tokens: int,
 ) -> Any:

@@ -1,7 +1,7 @@
 """Layers in memory, as many as there is room for; the others are made again when needed."""
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from saelign.layers import Layer
 
@@ -48,8 +48,11 @@ class Shelf:
         return sum(layer.n_bytes for layer in self._kept.values())
 
 
-class ShelfSide(Mapping[int, Layer]):
-    """The layers of one side, by number; each is on the shelf or made when it is looked up."""
+class ShelfSide:
+    """The layers of one side, by number; each is on the shelf or made when it is looked up.
+
+    No mapping by type, since what looks into mappings to see what they hold would make one.
+    """
 
     def __init__(
         self, shelf: Shelf, key: str, layers: Sequence[int], make: Callable[[int], Layer]
