@@ -221,9 +221,9 @@ def test_a_run_prints_its_tables_on_stdout_and_plain_lines_of_progress_on_stderr
         "check the study",
         "collect A (tokens)",
         "collect B (tokens)",
+        "compare layers",
         "describe A",
         "describe B",
-        "compare layers",
         "draw figures",
     ]
     assert told.out.startswith("small: A = ")
