@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from math import ceil, isqrt, log2
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -569,23 +569,10 @@ def engine(device: str, *, way: Way | None = None) -> Callable[..., Lists]:
         way: Forces one of them.
     """
 
-    def strongest(
-        features_a: Int64[np.ndarray, "chosen_a"],
-        a: FeatureColumns,
-        b: TokenRows,
-        mean_a: Float64[np.ndarray, "feature_a"],
-        total_b: Float64[np.ndarray, "feature_b"],
-        scale_a: Float64[np.ndarray, "feature_a"],
-        scale_b: Float64[np.ndarray, "feature_b"],
-        offsets: Float64[np.ndarray, "feature_b"] | None,
-        n_best_a: int,
-        n_best_b: int,
-        share_touched: float,
-    ) -> Lists:
+    def strongest(features_a: np.ndarray, a: FeatureColumns, b: TokenRows, *rest: Any) -> Lists:
         chosen = replace(a, starts=a.starts[features_a], stops=a.stops[features_a])
-        what = (features_a, a, b, mean_a, total_b, scale_a, scale_b, offsets, n_best_a, n_best_b)
         if (way or faster(chosen, b, device)) == "tiles":
-            return strongest_in_tiles(*what, device=device)
-        return strongest_of_products(*what, share_touched)
+            return strongest_in_tiles(features_a, a, b, *rest[:-1], device=device)
+        return strongest_of_products(features_a, a, b, *rest)
 
     return strongest

@@ -131,26 +131,15 @@ def sum_moments(chunks: Iterable[tuple[Activations, Activations]]) -> CrossMomen
         ShapeError: The two sides of a chunk differ in tokens, chunks differ in features, or there
             is no chunk.
     """
-    products = moments_a = moments_b = None
-    for acts_a, acts_b in chunks:
-        csr_a, csr_b = as_csr(acts_a, name="acts_a"), as_csr(acts_b, name="acts_b")
-        if csr_a.shape[0] != csr_b.shape[0]:
-            raise ShapeError(
-                f"both sides must hold the same tokens, got {csr_a.shape[0]} and {csr_b.shape[0]}"
-            )
-        if products is None:
-            products = np.zeros((csr_a.shape[1], csr_b.shape[1]))
-        elif products.shape != (csr_a.shape[1], csr_b.shape[1]):
-            raise ShapeError(
-                f"chunks must have the same features, got {products.shape} "
-                f"and then {(csr_a.shape[1], csr_b.shape[1])}"
-            )
+    checked = [(as_csr(x, name="acts_a"), as_csr(y, name="acts_b")) for x, y in chunks]
+    check_same_tokens(checked)
+    products = np.zeros((checked[0][0].shape[1], checked[0][1].shape[1]))
+    for csr_a, csr_b in checked:
         add_products(csr_a.tocsc(), csr_b, products)
-        chunk_a, chunk_b = FeatureMoments.of(csr_a), FeatureMoments.of(csr_b)
-        moments_a = chunk_a if moments_a is None else moments_a + chunk_a
-        moments_b = chunk_b if moments_b is None else moments_b + chunk_b
-    if products is None or moments_a is None or moments_b is None or moments_a.n_tokens == 0:
-        raise ShapeError("there must be at least one token to correlate over, got none")
+    moments_a, moments_b = (
+        functools.reduce(operator.add, (FeatureMoments.of(chunk[side]) for chunk in checked))
+        for side in (0, 1)
+    )
     return CrossMoments(a=moments_a, b=moments_b, products=products)
 
 
