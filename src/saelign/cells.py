@@ -167,8 +167,6 @@ def compare_layers(
     evidence = None
     for metric in setting.metrics:
         whole, halves = pair.correlations(metric)
-        if setting.judged and metric == setting.metrics[0]:
-            evidence = partners_found(pair, whole, halves, study.filters.min_active_tokens)
         for matching in study.matching:
             where = {
                 "control": setting.control,
@@ -184,6 +182,8 @@ def compare_layers(
             found, drawn = score_matched(setting, pair, matched, where)
             scores += [{**where, "subspace": SUBSPACE, **row} for row in found]
             nulls += drawn
+        if setting.judged and metric == setting.metrics[0]:  # after: best partners are known then
+            evidence = partners_found(pair, whole, halves, study.filters.min_active_tokens)
     return Cell(rows=rows, scores=scores, null_scores=nulls, evidence=evidence)
 
 

@@ -18,7 +18,7 @@ UNITS = {
     "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40,
 }  # fmt: skip
 
-PROGRAM = 600 * 2**20
+PROGRAM = 750 * 2**20
 """What Python, torch and the other libraries take before there is any data."""
 
 SHARE_OF_FREE = 0.8

@@ -8,16 +8,84 @@ A call does a part of the work, on one core, and lets go of the interpreter: `in
 at once. Loops that numba runs in parallel itself take three times as long to compile.
 """
 
-from typing import no_type_check
+from typing import Any, no_type_check
 
 import numba
 import numpy as np
+from llvmlite import ir
+from numba.core import types
+from numba.extending import intrinsic
 
 BLOCK = 64
 """Entries of a row that are compared at once before any is looked at alone."""
 
+AHEAD = 4
+"""Tokens before its own at which a token's activations are called for: a feature fires on tokens
+that stand far apart, and without a call each would be waited for."""
+
+LINE_ENTRIES = 16
+"""Entries of four bytes in a line of the cache."""
+
 
 # Run-time type checks, as the tests switch them on, cannot be compiled.
+@no_type_check
+@intrinsic
+def call_for(typingctx: Any, array: Any, index: Any) -> Any:  # noqa: ARG001 (numba's way)
+    """Have the processor bring an entry's line of the cache; one out of bounds does no harm."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        data = context.make_array(signature.args[0])(context, builder, args[0]).data
+        byte, number = ir.IntType(8).as_pointer(), ir.IntType(32)
+        kind = ir.FunctionType(ir.VoidType(), [byte, number, number, number])
+        prefetch = builder.module.declare_intrinsic("llvm.prefetch", [byte], kind)
+        address = builder.bitcast(builder.gep(data, [args[1]]), byte)
+        to_read, keep, is_data = (ir.Constant(number, value) for value in (0, 3, 1))
+        builder.call(prefetch, [address, to_read, keep, is_data])
+        return context.get_dummy_value()
+
+    return types.none(array, types.intp), generate
+
+
+@no_type_check
+@numba.njit(cache=True, nogil=True)
+def call_for_token(
+    token: int,
+    starts_b: np.ndarray,
+    stops_b: np.ndarray,
+    features_b: np.ndarray,
+    values_b: np.ndarray,
+) -> None:
+    """Call for what fires on a token."""
+    for q in range(starts_b[token], stops_b[token], LINE_ENTRIES):
+        call_for(features_b, q)
+        call_for(values_b, q)
+
+
+@no_type_check
+@numba.njit(cache=True, nogil=True)
+def add_products_of(
+    a: int,
+    starts_a: np.ndarray,
+    stops_a: np.ndarray,
+    tokens_a: np.ndarray,
+    values_a: np.ndarray,
+    starts_b: np.ndarray,
+    stops_b: np.ndarray,
+    features_b: np.ndarray,
+    values_b: np.ndarray,
+    row: np.ndarray,
+) -> None:
+    """Add the products of one feature of A with all of B to a row."""
+    stop_a = stops_a[a]
+    for p in range(starts_a[a], stop_a):
+        if p + AHEAD < stop_a:
+            call_for_token(tokens_a[p + AHEAD], starts_b, stops_b, features_b, values_b)
+        value = np.float64(values_a[p])
+        token = tokens_a[p]
+        for q in range(starts_b[token], stops_b[token]):
+            row[features_b[q]] += value * np.float64(values_b[q])
+
+
 @no_type_check
 @numba.njit(cache=True, nogil=True)
 def add_cross_products(
@@ -33,12 +101,10 @@ def add_cross_products(
 ) -> None:
     """Add A'B to `total`, where A comes by feature and B by token, each with its bounds."""
     for a in range(len(starts_a)):
-        row = total[a]
-        for p in range(starts_a[a], stops_a[a]):
-            value = np.float64(values_a[p])
-            token = tokens_a[p]
-            for q in range(starts_b[token], stops_b[token]):
-                row[features_b[q]] += value * np.float64(values_b[q])
+        add_products_of(
+            a, starts_a, stops_a, tokens_a, values_a,
+            starts_b, stops_b, features_b, values_b, total[a],
+        )  # fmt: skip
 
 
 @no_type_check
@@ -217,6 +283,8 @@ def strongest_partners(
         if not search_whole:
             n_touched = 0
             for p in range(starts_a[a], stops_a[a]):
+                if p + AHEAD < stops_a[a]:
+                    call_for_token(tokens_a[p + AHEAD], starts_b, stops_b, features_b, values_b)
                 value = np.float64(values_a[p])
                 token = tokens_a[p]
                 for q in range(starts_b[token], stops_b[token]):
@@ -248,11 +316,9 @@ def strongest_partners(
                 continue
         value_a[i] = -np.inf
         best_a[i] = -1
-        for p in range(starts_a[a], stops_a[a]):
-            value = np.float64(values_a[p])
-            token = tokens_a[p]
-            for q in range(starts_b[token], stops_b[token]):
-                row[features_b[q]] += value * np.float64(values_b[q])
+        add_products_of(
+            a, starts_a, stops_a, tokens_a, values_a, starts_b, stops_b, features_b, values_b, row
+        )
         for start in range(0, n_b, BLOCK):
             stop = min(start + BLOCK, n_b)
             least = value_a[i, n_best_a - 1]

@@ -11,7 +11,9 @@ from typing import Literal
 
 import numpy as np
 from jaxtyping import Float, Float64, Int
+from threadpoolctl import threadpool_limits
 
+from saelign.correlation.threads import equal_parts, in_parts
 from saelign.errors import DegenerateError
 from saelign.nulls.moments import trace_moments
 from saelign.similarity.partners import Partners
@@ -193,7 +195,12 @@ class CanonicalComparison:
     ) -> Float64[np.ndarray, "shuffle"]:
         """The measure after each relabelling of the partners."""
         if self.partners.is_one_to_one:
-            return self.of_bases(self.y.basis, permutations)
+            with threadpool_limits(1, user_api="blas"):  # a core a part is faster than all for one
+                found = in_parts(
+                    lambda part: self.of_bases(self.y.basis, permutations[part]),
+                    equal_parts(len(permutations)),
+                )
+            return np.concatenate([np.zeros(0), *found])
         # With repeated partners Y itself changes, and its components with it.
         rows, counts = self.partners.rows, self.partners.counts
         unmoved = np.arange(len(rows))[None]
