@@ -107,6 +107,8 @@ class _Known:
 
     Attributes:
         keys: Row times n_b plus column of each pair seen, ascending.
+        rows: Their rows.
+        columns: Their columns.
         similarities: Theirs.
         offsets: Prices of the columns that `ceilings` are meant at.
         ceilings: No pair of a row that was not seen is worth more, less the column's offset.
@@ -115,18 +117,10 @@ class _Known:
     def __init__(self, candidates: Candidates) -> None:
         self.candidates = candidates
         self.shape = candidates.shape
-        self.keys = np.empty(0, np.int64)
+        self.keys = self.rows = self.columns = np.empty(0, np.int64)
         self.similarities = np.empty(0)
         self.offsets = np.zeros(self.shape[1])
         self.ceilings = np.full(self.shape[0], np.inf)
-
-    @property
-    def rows(self) -> Int64[np.ndarray, "edge"]:
-        return self.keys // self.shape[1]
-
-    @property
-    def columns(self) -> Int64[np.ndarray, "edge"]:
-        return self.keys % self.shape[1]
 
     def add(
         self, keys: list[Int64[np.ndarray, "_"]], similarities: list[Float64[np.ndarray, "_"]]
@@ -134,6 +128,8 @@ class _Known:
         """Take in pairs, some of which may be known."""
         joined = np.concatenate([self.keys, *keys])
         self.keys, first = np.unique(joined, return_index=True)
+        self.rows = self.keys // self.shape[1]
+        self.columns = self.keys - self.rows * self.shape[1]
         self.similarities = np.concatenate([self.similarities, *similarities])[first]
 
     def ask(
