@@ -114,6 +114,19 @@ def test_fewer_permutations_of_a_measure_take_less_time():
     assert cell_seconds(fewer, size, size, 100_000) < cell_seconds(all_of_them, size, size, 100_000)
 
 
+def test_decompositions_of_repeated_partners_are_reckoned_with():
+    size = LayerSize(d_model=2304, d_sae=16384, k=65)
+    seconds = {
+        (name, matching): cell_seconds(
+            study(measures=[name], matching=[matching]), size, size, 100_000
+        )
+        for name in ("pc1", "cka")
+        for matching in ("one_to_one", "many_to_one")
+    }
+    assert seconds["pc1", "many_to_one"] > 20 * seconds["pc1", "one_to_one"]
+    assert seconds["cka", "many_to_one"] == pytest.approx(seconds["cka", "one_to_one"])
+
+
 # The shelf.
 
 
