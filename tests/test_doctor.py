@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 
+import saelign.concepts.wordnet
 import saelign.doctor
 from saelign.cli import main
 from saelign.demo import demo_study
@@ -47,7 +48,7 @@ def _apart(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("SAELIGN_STORE", str(tmp_path / "store"))
     monkeypatch.setenv("WN_DATA_DIR", str(tmp_path / "wn_data"))
     monkeypatch.setenv("COLUMNS", "80")
-    monkeypatch.setattr(saelign.doctor, "WORDNET_FOLDERS", ())
+    monkeypatch.setattr(saelign.concepts.wordnet, "USUAL_PLACES", ())
     monkeypatch.chdir(tmp_path)
 
 
@@ -467,7 +468,7 @@ def test_wordnet_is_found_where_systems_put_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folders = (str(tmp_path / "not there"), str(wordnet_at(tmp_path / "wordnet")))
-    monkeypatch.setattr(saelign.doctor, "WORDNET_FOLDERS", folders)
+    monkeypatch.setattr(saelign.concepts.wordnet, "USUAL_PLACES", folders)
     assert wordnet()["folder"] == folders[1]
 
 

@@ -20,18 +20,14 @@ from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from saelign.concepts.wordnet import FOLDER_FILES, holds_wordnet, usual_places
+
 OPTIONAL = ("sae-lens", "wn")
 """Distributions that some feature needs and a study can do without."""
 
 HUB_SECONDS = 2.0
 """How long the hub may take to answer."""
 
-WORDNET_FILES = ("data.noun", "index.noun")
-WORDNET_FOLDERS = (
-    "/usr/share/wordnet",
-    "/usr/local/share/wordnet",
-    "/usr/local/WordNet-3.0/dict",
-)
 BFLOAT16_FLAGS = frozenset({"amx_bf16", "avx512_bf16", "bf16"})
 """What the processors with bfloat16 arithmetic call it, x86 and ARM."""
 
@@ -317,13 +313,7 @@ def no_answer(endpoint: str, seconds: float = HUB_SECONDS) -> str | None:
 
 def wordnet() -> dict[str, Any]:
     """Where WordNet's files lie, and the English lexicons that the `wn` library holds."""
-    environment = [
-        *([Path(os.environ["WNHOME"]) / "dict"] if os.environ.get("WNHOME") else []),
-        *([Path(os.environ["WNSEARCHDIR"])] if os.environ.get("WNSEARCHDIR") else []),
-    ]
-    folders = [*environment, *(Path(folder) for folder in WORDNET_FOLDERS)]
-    there = (f for f in folders if all((f / name).is_file() for name in WORDNET_FILES))
-    folder = next(there, None)
+    folder = next(filter(holds_wordnet, usual_places()), None)
     return {"folder": None if folder is None else str(folder), "wn": english_lexicons()}
 
 
@@ -383,7 +373,7 @@ def features(found: Mapping[str, Any]) -> list[dict[str, Any]]:
         feature(
             "WordNet concepts",
             found=", ".join(sources),
-            missing=[] if sources else [f"WordNet ({', '.join(WORDNET_FILES)})"],
+            missing=[] if sources else [f"WordNet ({', '.join(FOLDER_FILES)})"],
             install="apt install wordnet-base; or set WNHOME to where WordNet is; or pip install "
             "wn and python -m wn download oewn:2024",
         ),
