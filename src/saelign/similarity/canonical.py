@@ -7,7 +7,7 @@ product.
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Float, Float64, Int
@@ -49,42 +49,107 @@ class Components:
 
 def leading_components(
     rows: Float64[np.ndarray, "row d"],
-    counts: Int[np.ndarray, "row"] | None = None,
     *,
     n_components: int | None = None,
     variance: float | None = None,
 ) -> Components:
-    """The principal components of rows, the r-th of them counted `counts[r]` times.
-
-    Through the smaller of the two Gram matrices. With counts, `basis` has a row per distinct row,
-    and it is orthonormal when rows are counted as often as they stand.
+    """The principal components of rows, through the smaller of the two Gram matrices.
 
     Args:
         rows: Not centred.
-        counts: How often each row stands; once each if None.
         n_components: How many components to keep, or
         variance: the fraction of the variance that they must hold at least.
 
     Raises:
         DegenerateError: The rows do not have so many components.
     """
-    weight = None if counts is None or (counts == 1).all() else counts.astype(np.float64)
-    mean = rows.mean(axis=0) if weight is None else weight @ rows / weight.sum()
+    mean = rows.mean(axis=0)
     dual = len(rows) < rows.shape[1]
-    weighted = rows - mean if dual else rows  # few rows: they may be copied
-    if dual and weight is not None:
-        weighted *= np.sqrt(weight)[:, None]
-    gram = weighted @ weighted.T if dual else scatter_matrix(rows, mean, weight)
+    if dual:  # few rows: they may be copied
+        centred = rows - mean
+        gram = centred @ centred.T
+    else:
+        gram = scatter_matrix(rows, mean)
+    values, vectors = kept_eigenpairs(gram, n_components, variance, rows, len(rows))
+    directions = centred.T @ vectors / values if dual else vectors / np.sqrt(values)
+    return Components(projected(rows, mean, directions), directions)
+
+
+def kept_eigenpairs(
+    gram: Float64[np.ndarray, "d d"],
+    n_components: int | None,
+    variance: float | None,
+    rows: Float64[np.ndarray, "row d_rows"],
+    n_rows: int,
+) -> tuple[Float64[np.ndarray, "k"], Float64[np.ndarray, "d k"]]:
+    """Eigenpairs of a Gram matrix of `n_rows` rows: those of the components that are kept.
+
+    Raises:
+        DegenerateError: The rows do not have so many components.
+    """
     values, vectors = leading_eigenpairs(gram, n_components)
     total = np.trace(gram)
     # Components beyond the rank are rounding; their directions would be noise.
     rank = int((values > len(gram) * np.finfo(np.float64).eps * total).sum())
     if n_components is None:
         n_components = n_holding(values[:rank], variance)
-    check_rank(n_components, rank, rows, len(rows) if weight is None else int(weight.sum()))
-    values, vectors = values[:n_components], vectors[:, :n_components]
-    directions = weighted.T @ vectors / values if dual else vectors / np.sqrt(values)
-    return Components(projected(rows, mean, directions), directions)
+    check_rank(n_components, rank, rows, n_rows)
+    return values[:n_components], vectors[:, :n_components]
+
+
+class RelabelledRows:
+    """Rows that repeat, and the components that they have after each relabelling of the partners.
+
+    A relabelling changes how often each row stands. So the Gram matrix of rows that stand once each
+    is made once, and what a relabelling adds is made of the rows that it lets stand more often,
+    often a small part of them.
+
+    Source: this package.
+    """
+
+    def __init__(self, partners: Partners) -> None:
+        rows = partners.rows
+        self.counts = partners.counts.astype(np.float64)
+        self.rows = rows - rows.mean(axis=0)
+        self.is_dual = len(rows) < rows.shape[1]
+        if self.is_dual:
+            self.gram = self.rows @ self.rows.T
+        else:
+            self.gram = scatter_matrix(self.rows, np.zeros(rows.shape[1]))
+        self.repeating = np.flatnonzero(self.counts > 1)
+        self.extra = self.counts[self.repeating] - 1
+
+    def basis(
+        self,
+        permutation: Int[np.ndarray, "partner"],
+        *,
+        n_components: int | None,
+        variance: float | None,
+    ) -> Float64[np.ndarray, "partner k"]:
+        """The components' basis when label i holds row `permutation[i]`.
+
+        Orthonormal when each of its rows is counted as often as it stands.
+
+        Raises:
+            DegenerateError: The relabelled rows do not have so many components.
+        """
+        n_pairs = int(self.counts.sum())
+        added = self.rows[permutation[self.repeating]]
+        mean = self.extra @ added / n_pairs  # the rows themselves have the mean 0
+        if self.is_dual:
+            gram = self.gram[np.ix_(permutation, permutation)]
+            with_mean = self.rows[permutation] @ mean
+            gram -= with_mean[:, None] + with_mean[None, :] - mean @ mean
+            root = np.sqrt(self.counts)
+            gram *= root[:, None] * root[None, :]
+        else:
+            added = added * np.sqrt(self.extra)[:, None]
+            gram = self.gram + added.T @ added - n_pairs * np.outer(mean, mean)
+        values, vectors = kept_eigenpairs(gram, n_components, variance, self.rows, n_pairs)
+        if self.is_dual:
+            return vectors / root[:, None]
+        directions = vectors / np.sqrt(values)
+        return (self.rows @ directions)[permutation] - mean @ directions
 
 
 def n_holding(variances: Float64[np.ndarray, "component"], fraction: float | None) -> int:
@@ -161,11 +226,22 @@ def summarise(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CanonicalComparison:
-    """Matched rows with both bases at hand, ready to be shuffled."""
+    """Matched rows with both bases at hand, ready to be shuffled.
+
+    Attributes:
+        x: Components of A's rows.
+        basis_y: Basis of B's, a row a distinct partner.
+        partners: Who holds which.
+        relabelled: B's rows where they repeat: a shuffle changes their components.
+        n_components: How many were asked for.
+        variance: Or which fraction of the variance.
+        summary: What is said of the canonical correlations.
+    """
 
     x: Components
-    y: Components
+    basis_y: Float64[np.ndarray, "partner k2"]
     partners: Partners
+    relabelled: RelabelledRows | None
     n_components: int | None
     variance: float | None
     summary: Summary
@@ -173,11 +249,11 @@ class CanonicalComparison:
     @property
     def components(self) -> tuple[int, int]:
         """How many components each side keeps."""
-        return self.x.basis.shape[1], self.y.basis.shape[1]
+        return self.x.basis.shape[1], self.basis_y.shape[1]
 
     def score(self) -> float:
         """The measure on the rows as they are matched."""
-        return float(self.of_bases(self.y.basis, np.arange(len(self.y.basis))[None])[0])
+        return float(self.of_bases(self.basis_y, np.arange(len(self.basis_y))[None])[0])
 
     def of_bases(
         self,
@@ -194,29 +270,25 @@ class CanonicalComparison:
         self, permutations: Int[np.ndarray, "shuffle partner"]
     ) -> Float64[np.ndarray, "shuffle"]:
         """The measure after each relabelling of the partners."""
-        if self.partners.is_one_to_one:
+        if self.relabelled is None:
             with threadpool_limits(1, user_api="blas"):  # a core a part is faster than all for one
                 found = in_parts(
-                    lambda part: self.of_bases(self.y.basis, permutations[part]),
+                    lambda part: self.of_bases(self.basis_y, permutations[part]),
                     equal_parts(len(permutations)),
                 )
             return np.concatenate([np.zeros(0), *found])
-        # With repeated partners Y itself changes, and its components with it.
-        rows, counts = self.partners.rows, self.partners.counts
-        unmoved = np.arange(len(rows))[None]
+        unmoved = np.arange(len(self.partners.rows))[None]
         scores = [np.zeros(0)]
         for s in permutations:
-            y = leading_components(
-                rows[s], counts, n_components=self.n_components, variance=self.variance
-            )
-            scores.append(self.of_bases(y.basis, unmoved))
+            basis = self.relabelled.basis(s, n_components=self.n_components, variance=self.variance)
+            scores.append(self.of_bases(basis, unmoved))
         return np.concatenate(scores)
 
     def exact_moments(self) -> tuple[float, float] | None:
         """Mean and standard deviation over all shuffles; only the mean square has them."""
-        if self.summary != "mean_square" or not self.partners.is_one_to_one:
+        if self.summary != "mean_square" or self.relabelled is not None:
             return None
-        return canonical_moments(self.x.basis, self.y.basis)  # in any order of the pairs
+        return canonical_moments(self.x.basis, self.basis_y)  # in any order of the pairs
 
 
 def canonical_moments(
@@ -252,17 +324,20 @@ def compare_canonically(
     check_choice(n_components, variance)
     if n_components is None and variance is None:
         n_components = default_n_components(len(x), x.shape[1], partners.rows.shape[1])
-    side_x = leading_components(x, n_components=n_components, variance=variance)
-    side_y = leading_components(
-        partners.rows, partners.counts, n_components=n_components, variance=variance
-    )
-    check_surplus(side_x.basis.shape[1], side_y.basis.shape[1], len(x))
+    chosen: dict[str, Any] = {"n_components": n_components, "variance": variance}
+    side_x = leading_components(x, **chosen)
+    relabelled = None if partners.is_one_to_one else RelabelledRows(partners)
+    if relabelled is None:
+        basis_y = leading_components(partners.rows, **chosen).basis
+    else:
+        basis_y = relabelled.basis(np.arange(len(partners.rows)), **chosen)
+    check_surplus(side_x.basis.shape[1], basis_y.shape[1], len(x))
     return CanonicalComparison(
         x=side_x,
-        y=side_y,
+        basis_y=basis_y,
         partners=partners,
-        n_components=n_components,
-        variance=variance,
+        relabelled=relabelled,
+        **chosen,
         summary=summary,
     )
 
