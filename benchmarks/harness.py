@@ -146,31 +146,36 @@ class Point:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fit:
-    """A power law through measured times.
+    """A power law through measured times, or a straight line where theory says that it is one.
 
     Attributes:
         sizes: Where they were measured.
         seconds: What they were.
         of: What the sizes are of.
+        is_straight: Whether it is a line: a constant, and so much for each unit.
     """
 
     sizes: tuple[float, ...]
     seconds: tuple[float, ...]
     of: str = ""
+    is_straight: bool = False
 
     @property
     def exponent(self) -> float:
         return float(np.polyfit(np.log(self.sizes), np.log(self.seconds), 1)[0])
 
     def at(self, size: float) -> float:
-        """Seconds at a size, on the line through the logarithms."""
+        """Seconds at a size, on the line through the times or through their logarithms."""
+        if self.is_straight:
+            return float(np.polyval(np.polyfit(self.sizes, self.seconds, 1), size))
         slope, height = np.polyfit(np.log(self.sizes), np.log(self.seconds), 1)
         return float(np.exp(height + slope * np.log(size)))
 
     @property
     def told(self) -> str:
         sizes = ", ".join(f"{size:,.0f}" for size in self.sizes)
-        return f"extrapolated from {self.of} = {sizes}; exponent {self.exponent:.2f}"
+        law = "a straight line" if self.is_straight else f"exponent {self.exponent:.2f}"
+        return f"extrapolated from {self.of} = {sizes}; {law}"
 
 
 def seconds(work: Callable[[], object]) -> float:

@@ -172,6 +172,12 @@ def test_a_power_law_is_found_and_told():
     assert fit.told == "extrapolated from K = 10, 20, 40; exponent 2.00"
 
 
+def test_a_straight_line_has_a_constant():
+    fit = Fit(sizes=(10, 20, 40), seconds=(3.0, 4.0, 6.0), of="tokens", is_straight=True)
+    assert fit.at(100) == pytest.approx(12)
+    assert fit.told == "extrapolated from tokens = 10, 20, 40; a straight line"
+
+
 def test_jobs_take_turns_and_long_ones_are_done_once(monkeypatch):
     monkeypatch.setattr(harness, "REPEATS", 3)
     clock, done = [0.0], []
