@@ -1,21 +1,24 @@
 """A concept: a named, versioned list of keywords, each with where it comes from, and its file."""
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+import contextlib
+import os
+import uuid
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from saelign.errors import FormatError, MissingFileError, UnknownNameError
+from saelign.errors import FormatError, MissingFileError, StorageError, UnknownNameError
 from saelign.strict_yaml import StrictLoader, told_yaml_error
 
 FORMAT = 1
 """Version of the concept files that this package writes and reads."""
 
 SHIPPED = Path(__file__).parent / "data"
-KEYS = {"saelign_concept", "name", "version", "about", "keywords", "lists"}
+KEYS = {"saelign_concept", "name", "version", "about", "keywords", "recipe", "lists"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,6 +62,33 @@ class ProposedList:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """How keywords were taken from a WordNet: enough to take them again.
+
+    Attributes:
+        source: Which WordNet, such as `WordNet 3.0`.
+        synsets: Names of those at and below which the words stand.
+        depth: Steps down at most; to the bottom if None.
+        instances: Whether single things counted.
+        multiword: Whether words of several words counted.
+        ambiguity: `dominant`, `strict` or `all`.
+        share: Of a word's uses that had to lie in the concept, if `dominant`.
+        min_uses: Tagged uses in the concept that a word had to have.
+        without: Words and synsets that were left out by choice.
+    """
+
+    source: str
+    synsets: tuple[str, ...]
+    depth: int | None = None
+    instances: bool = True
+    multiword: bool = False
+    ambiguity: str = "dominant"
+    share: float = 0.75
+    min_uses: int = 0
+    without: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Concept:
     """A named, versioned list of keywords.
 
@@ -67,6 +97,7 @@ class Concept:
         version: Of the list.
         about: What the concept is, and how its keywords were chosen.
         keywords: Each once, in the order of the file.
+        recipe: How they were taken from a WordNet, if any was.
         lists: What they were proposed from, if a language model did.
     """
 
@@ -74,12 +105,21 @@ class Concept:
     version: str
     about: str
     keywords: tuple[Keyword, ...]
+    recipe: Recipe | None = None
     lists: tuple[ProposedList, ...] = ()
 
     @property
     def words(self) -> list[str]:
         """The keywords' texts."""
         return [keyword.text for keyword in self.keywords]
+
+    @property
+    def by_source(self) -> dict[str, list[str]]:
+        """The keywords' texts, by where they come from."""
+        found: dict[str, list[str]] = {}
+        for keyword in self.keywords:
+            found.setdefault(keyword.source, []).append(keyword.text)
+        return found
 
 
 def union(concepts: Iterable[Concept], name: str | None = None) -> Concept:
@@ -109,6 +149,11 @@ def shipped_concepts() -> dict[str, Path]:
     return {read_name(path): path for path in sorted(SHIPPED.glob("*.yaml"))}
 
 
+def plain(name: str) -> str:
+    """A name without what people write differently: People/Roles, people_roles, PeopleRoles."""
+    return name.lower().translate(str.maketrans("", "", " _-/"))
+
+
 def read_name(path: Path) -> str:
     """The name that a shipped file gives its concept, which is its second line."""
     with path.open(encoding="utf-8") as file:
@@ -119,8 +164,9 @@ def load_concept(name: str | Path, *, folder: Path | None = None) -> Concept:
     """A shipped concept by name, or one from a file.
 
     Args:
-        name: A shipped name, in any case; or a path: a YAML file as `save_concept` writes it, or a
-            text file with a keyword a line (what follows `#` is a comment).
+        name: A shipped name, in any case, `People/Roles` as well as `PeopleRoles`; or a path: a
+            YAML file as `save_concept` writes it, or a text file with a keyword a line (what
+            follows `#` is a comment).
         folder: Where relative paths start; the working folder if None.
 
     Raises:
@@ -128,13 +174,23 @@ def load_concept(name: str | Path, *, folder: Path | None = None) -> Concept:
         MissingFileError: No such file.
         FormatError: The file is no concept, or holds no keyword.
     """
-    shipped = {known.lower(): path for known, path in shipped_concepts().items()}
-    if str(name).lower() in shipped:
-        return read_concept(shipped[str(name).lower()])
+    return read_concept(concept_file(name, folder=folder))
+
+
+def concept_file(name: str | Path, *, folder: Path | None = None) -> Path:
+    """The file of a concept: that of a shipped name, or the path itself.
+
+    Raises:
+        UnknownNameError: No such concept ships and the name is no path; names the nearest.
+        MissingFileError: No such file.
+    """
+    shipped = {plain(known): path for known, path in shipped_concepts().items()}
+    if plain(str(name)) in shipped:
+        return shipped[plain(str(name))]
     path = Path(name).expanduser()
     path = path if folder is None else folder / path
     if path.is_file():
-        return read_concept(path)
+        return path
     if path.suffix.lower() in (".yaml", ".yml", ".txt") or len(path.parts) > 1:
         raise MissingFileError(f"a concept must be shipped or a file, {path} is neither")
     raise UnknownNameError.of("concept", str(name), shipped_concepts())
@@ -146,6 +202,18 @@ def read_concept(path: Path) -> Concept:
     Raises:
         FormatError: It is no concept, or holds no keyword.
     """
+    concept = read_as_written(path)
+    if not concept.keywords:
+        raise FormatError(f"a concept must have keywords, {path} holds none: add a word a line")
+    return replace(concept, keywords=each_once(concept.keywords))
+
+
+def read_as_written(path: Path) -> Concept:
+    """The concept of a file with what stands in it twice, or with no keyword at all.
+
+    Raises:
+        FormatError: It is no concept.
+    """
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
@@ -153,20 +221,16 @@ def read_concept(path: Path) -> Concept:
     if path.suffix.lower() == ".txt":
         lines = (line.split("#")[0] for line in text.splitlines())
         words = [" ".join(line.split()) for line in lines if line.strip()]
-        concept = Concept(
+        return Concept(
             name=path.stem,
             version="1",
             about=f"keywords of {path.name}",
-            keywords=each_once(Keyword(text=word, source=path.name) for word in words),
+            keywords=tuple(Keyword(text=word, source=path.name) for word in words),
         )
-    else:
-        try:
-            concept = concept_of(yaml.load(text, Loader=StrictLoader), path)
-        except yaml.YAMLError as error:
-            raise FormatError(f"{path} must be a YAML file: {told_yaml_error(error)}") from error
-    if not concept.keywords:
-        raise FormatError(f"a concept must have keywords, {path} holds none: add a word a line")
-    return concept
+    try:
+        return concept_of(yaml.load(text, Loader=StrictLoader), path)
+    except yaml.YAMLError as error:
+        raise FormatError(f"{path} must be a YAML file: {told_yaml_error(error)}") from error
 
 
 def concept_of(content: object, path: Path) -> Concept:
@@ -197,13 +261,35 @@ def concept_of(content: object, path: Path) -> Concept:
             if not isinstance(word, str) or not word.strip():
                 raise FormatError(f"{wrong}, its keyword {word!r} is no text: put it in quotes")
             keywords.append(Keyword(text=" ".join(word.split()), source=str(source)))
+    lists = content.get("lists") or []
+    if not isinstance(lists, list):
+        raise FormatError(f"{wrong}, its lists are not a list")
     return Concept(
         name=str(content.get("name") or path.stem),
         version=str(content.get("version", "1")),
         about=str(content.get("about", "")),
-        keywords=each_once(keywords),
-        lists=tuple(proposed_of(one, wrong) for one in content.get("lists") or ()),
+        keywords=tuple(keywords),
+        recipe=None if content.get("recipe") is None else recipe_of(content["recipe"], wrong),
+        lists=tuple(proposed_of(one, wrong) for one in lists),
     )
+
+
+def recipe_of(content: object, wrong: str) -> Recipe:
+    """What the key `recipe` says.
+
+    Raises:
+        FormatError: It is no recipe.
+    """
+    known = {field.name for field in fields(Recipe)}
+    if not isinstance(content, Mapping) or not {"source", "synsets"} <= content.keys() <= known:
+        raise FormatError(
+            f"{wrong}, its recipe must name source and synsets, and may name "
+            f"{', '.join(sorted(known - {'source', 'synsets'}))}"
+        )
+    many = {key: content.get(key) or [] for key in ("synsets", "without")}
+    if not all(isinstance(names, list) for names in many.values()):
+        raise FormatError(f"{wrong}, its recipe must name synsets and words in lists")
+    return Recipe(**{**content, **{key: tuple(map(str, names)) for key, names in many.items()}})
 
 
 def proposed_of(content: object, wrong: str) -> ProposedList:
@@ -220,24 +306,60 @@ def proposed_of(content: object, wrong: str) -> ProposedList:
 
 def as_yaml(concept: Concept) -> str:
     """The concept as its file holds it: keywords by source."""
-    by_source: dict[str, list[str]] = {}
-    for keyword in concept.keywords:
-        by_source.setdefault(keyword.source, []).append(keyword.text)
     content: dict[str, Any] = {
         "saelign_concept": FORMAT,
         "name": concept.name,
         "version": concept.version,
         "about": concept.about,
-        "keywords": by_source,
     }
+    if concept.recipe:
+        content["recipe"] = {key: listed(value) for key, value in asdict(concept.recipe).items()}
+    content["keywords"] = concept.by_source
     if concept.lists:
         content["lists"] = [
-            {
-                "model": one.model,
-                "endpoint": one.endpoint,
-                "created": one.created,
-                "words": list(one.words),
-            }
-            for one in concept.lists
+            {key: listed(value) for key, value in asdict(one).items()} for one in concept.lists
         ]
-    return yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=98)
+    return yaml.dump(content, Dumper=ConceptDumper, sort_keys=False, allow_unicode=True, width=98)
+
+
+def listed(value: Any) -> Any:
+    """A tuple as the list that YAML knows; anything else as it is."""
+    return list(value) if isinstance(value, tuple) else value
+
+
+class ConceptDumper(yaml.SafeDumper):
+    """Writes lists in lines, as they are read, and keys below each other."""
+
+
+def in_lines(dumper: ConceptDumper, words: Sequence[Any]) -> yaml.Node:
+    """A list as `[a, b]` where it holds texts alone."""
+    flow = all(isinstance(word, str) for word in words)
+    return dumper.represent_sequence("tag:yaml.org,2002:seq", words, flow_style=flow)
+
+
+ConceptDumper.add_representer(list, in_lines)
+
+
+def save_concept(concept: Concept, path: str | Path) -> Path:
+    """Write a concept's file, whole or not at all; gives its path.
+
+    Raises:
+        StorageError: It cannot be written.
+    """
+    path = Path(path).expanduser()
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(as_yaml(concept))
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise StorageError(
+            f"a concept's file must be writable, cannot write {path}: {error.strerror or error}: "
+            "free space or choose another folder"
+        ) from error
+    return path

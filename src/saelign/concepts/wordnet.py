@@ -67,6 +67,11 @@ class Synset:
     head: int | None
     gloss: str
 
+    @property
+    def id(self) -> tuple[str, int]:
+        """Part of speech and offset, which no other synset has."""
+        return self.pos, self.offset
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wordnet:
@@ -81,6 +86,11 @@ class Wordnet:
     version: str
     _synsets: dict[str, dict[int, Synset]] = field(default_factory=dict, repr=False)
     _index: dict[str, dict[str, tuple[int, ...]]] = field(default_factory=dict, repr=False)
+
+    @property
+    def title(self) -> str:
+        """Its name with its version."""
+        return f"WordNet {self.version}".rstrip()
 
     @classmethod
     def find(cls, folder: str | Path | None = None) -> "Wordnet":
@@ -178,7 +188,7 @@ class Wordnet:
         lemma = word.lower().replace(" ", "_")
         counts = counted_uses(self.folder)
         return {
-            (synset.pos, synset.offset): counts.get(key, 0)
+            synset.id: counts.get(key, 0)
             for synset in self.senses(word)
             for lemma_there, key in zip(synset.lemmas, self.keys_of(synset), strict=True)
             if lemma_there.lower() == lemma
