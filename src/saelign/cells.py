@@ -453,6 +453,8 @@ def score_rows(
     study, partners = setting.study, side.partners
     # Controls draw the same shuffles as the study's own: what differs is what is compared.
     cell = (where["layer_a"], where["layer_b"], where["matching"])
+    if where.get("subspace", SUBSPACE) != SUBSPACE:
+        cell = (*cell, where["subspace"])
     permutations = {
         null: null_permutations(
             null,

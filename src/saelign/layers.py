@@ -1,11 +1,12 @@
 """A layer of one side as comparisons use it: sparse activations by halves of the documents."""
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
-from jaxtyping import Float, Float64, Int
+from jaxtyping import Bool, Float, Float64, Int
 
 from saelign.correlation import (
     FeatureColumns,
@@ -137,6 +138,7 @@ class Layer:
         token_sums: Sums for each token of the vocabulary, over both halves.
         decoder: A row a feature.
         features: The table that the run shows of them.
+        members: For each semantic subspace which features belong to it.
     """
 
     layer: int
@@ -146,6 +148,7 @@ class Layer:
     token_sums: TokenSums
     decoder: Float[np.ndarray, "feature d_model"]
     features: pd.DataFrame
+    members: Mapping[str, Bool[np.ndarray, "feature"]] = field(default_factory=dict)
 
     @property
     def moments(self) -> FeatureMoments:

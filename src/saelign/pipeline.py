@@ -5,6 +5,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -24,11 +25,13 @@ from saelign.cells import (
     read_cell,
     save_cell,
 )
+from saelign.concepts.occurrences import Occurrences
 from saelign.errors import DegenerateError, SaelignError
 from saelign.judging import judge
 from saelign.layers import Layer, Reading, describe_layer, read_text_of_run, shifted
 from saelign.models import load_model, model_fingerprint, untrained_fingerprint, untrained_model
 from saelign.nulls import SIGNIFICANCE, q_values
+from saelign.phrases import Phrases, phrases_of
 from saelign.plan import (
     MADE,
     Comparison,
@@ -54,7 +57,18 @@ from saelign.saes import SAE, load_sae
 from saelign.scoring import MIN_PAIRS
 from saelign.shelf import Shelf, ShelfSide
 from saelign.study import Study, rng_of
-from saelign.text import Tokens
+from saelign.subspace_study import Subspaces
+from saelign.subspaces import (
+    Subspace,
+    SubspaceCell,
+    combined,
+    compare_subspaces,
+    listed_subspaces,
+    read_subspace_cell,
+    save_subspace_cell,
+    with_members,
+)
+from saelign.text import Tokens, words_of
 from saelign.tiles import engine
 from saelign.twins import made_saes
 from saelign.verdicts import Evidence
@@ -122,6 +136,7 @@ def run(
     if not is_finished(plan.out):  # an earlier run of this study stays readable until this one ends
         write_info(info, plan.out)
 
+    info["concepts"] = {} if plan.subspaces is None else plan.subspaces.told()
     info["models"] = {side.key: about_side(plan, side) for side in plan.sides}
     parts = plan.out / "parts" / parts_key(info)
     found = Found()
@@ -143,6 +158,8 @@ def run(
     )
     write_table(agreement, plan.out / "agreement.parquet", csv=True)
     write_table(verdict_table(found.verdicts), plan.out / "verdicts.parquet", csv=True)
+    if plan.subspaces is not None:
+        write_subspaces(found, plan)
     info["warnings"] = warnings_of(cells, scores, layers)
     finished = Run(plan.out, info)
     write_figures(finished, progress=lambda done, total: progress("draw figures", done, total))
@@ -167,6 +184,9 @@ class Found:
         self.null_scores: list[np.ndarray] = []
         self.layers: dict[tuple[int, str, int], dict[str, Any]] = {}
         self.verdicts: list[pd.DataFrame] = []
+        self.listed: list[Subspace] = []
+        self.members: dict[tuple[int, str, int], list[dict[str, Any]]] = {}
+        self.subspaces: list[SubspaceCell] = []
 
     def layer_table(self, plan: Plan) -> pd.DataFrame:
         """What `layers` says, in the order of runs, sides and layers, however they were read."""
@@ -199,11 +219,20 @@ def run_once(
         rng_shifts=rng_of(seed, "shifts"),
     )
     info["text"][index]["unit"] = reading.unit
+    about_words = read_words(plan, tokens, seed)
+    if about_words is not None:
+        found.listed = listed_subspaces(about_words.subspaces, about_words.phrases)
     collected: dict[str, dict[int, LayerActivations]] = {}
+    at_phrases: dict[str, dict[int, LayerActivations]] = {}
     saes: dict[str, Callable[[int], SAE]] = {}
     for side in plan.sides:
         saes[side.key] = sae_loader(plan, side, tokens, collected, info, progress)
         collected[side.key] = collect_side(plan, side, saes[side.key], tokens, info, progress)
+        if about_words is not None and about_words.phrases is not None:
+            at_phrases[side.key] = collect_side(
+                plan, side, saes[side.key], about_words.phrases.tokens, info, progress,
+                of=", phrases",
+            )  # fmt: skip
     shelf = Shelf(plan.forecast.room_for_layers)
     layers: dict[str, ShelfSide] = {}
     evidence: dict[str, dict[tuple[int, int], tuple[Evidence, Evidence]]] = {}
@@ -211,8 +240,8 @@ def run_once(
         for side in (comparison.a, comparison.b):
             if side.key not in layers:
                 layers[side.key] = describe_side(
-                    plan, side, index, collected[side.key], saes[side.key], reading, found, shelf,
-                    progress,
+                    plan, side, index, collected[side.key], saes[side.key], reading, about_words,
+                    at_phrases.get(side.key), found, shelf, progress,
                 )  # fmt: skip
         sides = layers[comparison.a.key], layers[comparison.b.key]
         evidence[comparison.control] = compare_sides(
@@ -288,7 +317,7 @@ def about_side(plan: Plan, side: Side) -> dict[str, Any]:
 
 def parts_key(info: Mapping[str, Any]) -> str:
     """Tells the finished layer pairs of this study and version from those of any other."""
-    about = {key: info[key] for key in ("study", "text", "models")}
+    about = {key: info[key] for key in ("study", "text", "models", "concepts")}
     about["version"] = info["versions"]["saelign"]
     text = json.dumps(about, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -349,6 +378,8 @@ def collect_side(
     tokens: Tokens,
     info: Mapping[str, Any],
     progress: Progress,
+    *,
+    of: str = "",
 ) -> dict[int, LayerActivations]:
     """The activations of one side over the text of one run, from the store or computed.
 
@@ -359,7 +390,7 @@ def collect_side(
     passes = plan.forecast.passes(side)
     for number, some in enumerate(passes):
         part = f", pass {number + 1} of {len(passes)}" if len(passes) > 1 else ""
-        what = f"collect {side_name(side)} (tokens{part})"
+        what = f"collect {side_name(side)} (tokens{of}{part})"
         found |= collect(
             load=loader(plan, side),
             blocks_path=side.model.blocks,
@@ -375,7 +406,7 @@ def collect_side(
                 "created": info["created"],
                 "versions": info["versions"],
             },
-            check_fit=side.twin_seed is None,
+            check_fit=side.twin_seed is None and not of,  # phrases are too few to tell
             progress=lambda done, total, what=what: progress(what, done, total),
         )
     return found
@@ -386,6 +417,44 @@ def token_strings(plan: Plan, tokens: Tokens) -> dict[int, str]:
     return {int(i): plan.tokenizer.decode([int(i)]) for i in np.unique(tokens.input_ids)}
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AboutWords:
+    """What semantic subspaces need to know of the text of a run.
+
+    Attributes:
+        subspaces: What the study asks for.
+        occurrences: Where the keywords stand.
+        phrases: Phrases to be read beside the text; None if none are asked for.
+    """
+
+    subspaces: Subspaces
+    occurrences: Occurrences
+    phrases: Phrases | None
+
+
+def read_words(plan: Plan, tokens: Tokens, seed: int) -> AboutWords | None:
+    """Where the keywords of the study's concepts stand; None if it asks for no subspaces."""
+    subspaces = plan.subspaces
+    if subspaces is None:
+        return None
+    occurrences = Occurrences.of(
+        words_of(tokens, plan.tokenizer),
+        subspaces.concepts,
+        case=subspaces.study.case,
+        inflected=subspaces.study.inflected,
+    )
+    phrases = None
+    if subspaces.phrases:
+        bos = plan.tokenizer.bos_token_id
+        phrases = phrases_of(
+            subspaces,
+            plan.tokenizer,
+            with_bos=bos is not None and bool((tokens.input_ids[:, 0] == bos).all()),
+            rng=rng_of(seed, "phrases"),
+        )
+    return AboutWords(subspaces=subspaces, occurrences=occurrences, phrases=phrases)
+
+
 def describe_side(
     plan: Plan,
     side: Side,
@@ -393,6 +462,8 @@ def describe_side(
     collected: Mapping[int, LayerActivations],
     load: Callable[[int], SAE],
     reading: Reading,
+    about_words: AboutWords | None,
+    at_phrases: Mapping[int, LayerActivations] | None,
     found: Found,
     shelf: Shelf,
     progress: Progress,
@@ -405,13 +476,23 @@ def describe_side(
 
     def make(number: int) -> Layer:
         acts = collected[number]
+        matrix = acts.concatenated()
         layer = describe_layer(
-            acts.concatenated(),
+            matrix,
             load(number).W_dec.cpu().numpy(),
             reading,
             plan.study.filters,
             layer=number,
         )
+        if about_words is not None:
+            phrases = None
+            if about_words.phrases is not None and at_phrases is not None:
+                phrases = (about_words.phrases, at_phrases[number].concatenated())
+            layer, members = with_members(
+                layer, matrix, about_words.subspaces, about_words.occurrences, phrases
+            )
+            where = {"run": index, "model": side.key, "layer": number}
+            found.members[index, side.key, number] = [{**where, **row} for row in members]
         if (index, side.key, number) not in found.layers:
             write_table(layer.features, plan.out / features_name(side.key, number, index))
             found.layers[index, side.key, number] = layer_row(layer, side, index, acts.wiring)
@@ -473,6 +554,10 @@ def compare_sides(
             as_given.layers,
             lambda number: shifted(as_given[number], reading, 0),
         )
+
+    def layer_pair(a: int, b: int) -> LayerPair:
+        return LayerPair(a=layers_a[a], b=layers_b[b], reading=reading, engine=on_gpu)
+
     layer_pairs = [(a, b) for a in layers_a for b in layers_b]
     what = "compare layers" if control == TRAINED else f"compare layers ({control})"
     for a, b in told(layer_pairs, what, progress):
@@ -482,7 +567,7 @@ def compare_sides(
             where = (plan.out, control, index, a, b)
             cell = compare_layers(
                 setting,
-                LayerPair(a=layers_a[a], b=layers_b[b], reading=reading, engine=on_gpu),
+                layer_pair(a, b),
                 lambda pairs, metric, matching, where=where: write_pairs(
                     pairs, metric, matching, *where
                 ),
@@ -491,6 +576,13 @@ def compare_sides(
         found.add(cell)
         if cell.evidence is not None:
             evidence[a, b] = cell.evidence
+        if plan.subspaces is not None:
+            part = part.with_suffix(".subspaces.json")
+            inside = read_subspace_cell(part)
+            if inside is None:
+                inside = compare_subspaces(setting, layer_pair(a, b), plan.subspaces, found.listed)
+                save_subspace_cell(inside, part)
+            found.subspaces.append(inside)
     return evidence
 
 
@@ -520,14 +612,30 @@ def verdict_table(tables: list[pd.DataFrame]) -> pd.DataFrame:
     return pd.concat(tables, ignore_index=True)[columns]
 
 
-def corrected(scores: pd.DataFrame) -> pd.DataFrame:
+def write_subspaces(found: Found, plan: Plan) -> None:
+    """Write the tables of semantic subspaces."""
+    members = [row for rows in found.members.values() for row in rows]
+    write_table(pd.DataFrame(members), plan.out / "subspace_features.parquet", csv=True)
+    rows = pd.DataFrame([row for cell in found.subspaces for row in cell.rows])
+    write_table(rows, plan.out / "subspaces.parquet", csv=True)
+    scores = pd.DataFrame([row for cell in found.subspaces for row in cell.scores])
+    scores = corrected(scores.assign(score_half_1=np.nan, score_half_2=np.nan), family="kind")
+    scores = scores.drop(columns=["score_half_1", "score_half_2"])
+    scores["combined"] = combined(scores, found.listed)
+    write_table(scores, plan.out / "subspace_scores.parquet", csv=True)
+    pairs = pd.DataFrame([row for cell in found.subspaces for row in cell.pairs])
+    write_table(pairs, plan.out / "subspace_pairs.parquet")
+
+
+def corrected(scores: pd.DataFrame, *, family: str = "subspace") -> pd.DataFrame:
     """The scores with `q`, `family_size` and `floor_limited`.
 
-    A family is all layer pairs of one control, run, metric, measure, matching, null and subspace. A
+    A family is all layer pairs of one control, run, metric, measure, matching, null and subspace,
+    or set of subspaces of one kind. A
     cell is limited by the floor when its p is the smallest that its shuffles allow and they are
     fewer than 20 for each test of the family: were it the only one, q could not fall below 0.05.
     """
-    by = ["control", "run", "metric", "measure", "matching", "null", "subspace"]
+    by = ["control", "run", "metric", "measure", "matching", "null", family]
     scores = scores.astype(dict.fromkeys(COMPONENTS, "Int64"))
     families = scores.groupby(by, sort=False)["p"]
     scores["q"] = families.transform(lambda p: q_values(p.to_numpy()))
@@ -535,7 +643,8 @@ def corrected(scores: pd.DataFrame) -> pd.DataFrame:
     few = scores["n_permutations"] < scores["family_size"] / SIGNIFICANCE
     scores["floor_limited"] = scores.pop("at_floor") & few
     order = [
-        "control", "run", "metric", "layer_a", "layer_b", "matching", "subspace", "measure", "null",
+        "control", "run", "metric", "layer_a", "layer_b", "matching",
+        *dict.fromkeys(("subspace", family)), "measure", "null",
         "score", "null_mean", "null_sd", "z", "p", "q", "calibrated", "score_half_1",
         "score_half_2", "n_pairs", "n_partners", "n_components", "n_components_a",
         "n_components_b", "n_permutations", "exact_moments", "family_size", "floor_limited", "note",

@@ -16,6 +16,7 @@ from saelign.models import check_device, d_model, load_config, n_layers, n_param
 from saelign.results import TRAINED
 from saelign.saes import inspect_sae
 from saelign.study import ModelStudy, Study, path_from, rng_of, study_mapping
+from saelign.subspace_study import Subspaces, read_subspaces
 from saelign.text import (
     Tokenizer,
     Tokens,
@@ -85,6 +86,7 @@ class Plan:
         out: The run's folder.
         store: Where activations are kept.
         forecast: What the study will take.
+        subspaces: The semantic subspaces to look into; None if there are none.
     """
 
     study: Study
@@ -94,6 +96,7 @@ class Plan:
     out: Path
     store: Path
     forecast: Forecast
+    subspaces: Subspaces | None = None
 
     @property
     def layers_a(self) -> list[int]:
@@ -127,7 +130,7 @@ class Plan:
     def summary(self) -> dict[str, Any]:
         """What `saelign check` tells."""
         study = self.study
-        return {
+        told = {
             "study": study.name,
             "model_a": {"name": study.model_a.name, "layers": self.layers_a},
             "model_b": {"name": study.model_b.name, "layers": self.layers_b},
@@ -140,6 +143,9 @@ class Plan:
             "out": str(self.out),
             "store": str(self.store),
         }
+        if self.subspaces is not None:
+            told["subspaces"] = self.subspaces.n_subspaces
+        return told
 
 
 def check(study: Study, *, out: str | Path | None = None, memory: str | int | None = None) -> Plan:
@@ -157,6 +163,9 @@ def check(study: Study, *, out: str | Path | None = None, memory: str | int | No
     """
     limit = memory_limit(memory)
     comparisons = comparisons_of(study)
+    subspaces = None
+    if study.subspaces is not None:
+        subspaces = read_subspaces(study.subspaces, study.folder)
     tokenizer = common_tokenizer(study)
     read = read_text(study, tokenizer)
     for side, model in (("A", study.model_a), ("B", study.model_b)):
@@ -180,6 +189,7 @@ def check(study: Study, *, out: str | Path | None = None, memory: str | int | No
             n_positions=[int(t.attended.sum()) for t in tokens],
             limit=limit,
         ),
+        subspaces=subspaces,
     )
     check_writable(plan.out, "choose another with --out or output.folder")
     check_writable(plan.store, "choose another with output.store or $SAELIGN_STORE")

@@ -72,6 +72,31 @@ class Run:
         return read_table(self.folder / "verdicts.parquet")
 
     @property
+    def subspace_features(self) -> pd.DataFrame:
+        """How many features of each layer belong to each semantic subspace."""
+        return read_table(self.folder / "subspace_features.parquet")
+
+    @property
+    def subspaces(self) -> pd.DataFrame:
+        """Features, pairs and correlations of each subspace of each layer pair."""
+        return read_table(self.folder / "subspaces.parquet")
+
+    @property
+    def subspace_scores(self) -> pd.DataFrame:
+        """Scores of subspaces beside every null, that of their size among them."""
+        return read_table(self.folder / "subspace_scores.parquet")
+
+    @property
+    def subspace_pairs(self) -> pd.DataFrame:
+        """The matched features of each subspace, dropped ones with their reason."""
+        return read_table(self.folder / "subspace_pairs.parquet")
+
+    @property
+    def has_subspaces(self) -> bool:
+        """Whether the study asked for semantic subspaces."""
+        return bool(self.info.get("concepts"))
+
+    @property
     def controls(self) -> list[str]:
         """The comparisons that there are, the models as given first."""
         return list(self.info["controls"])

@@ -6,6 +6,7 @@ are read, files only by `check` and `run`. Relative paths are taken from the stu
 """
 
 import dataclasses
+import re
 import types
 import typing
 from collections.abc import Mapping
@@ -22,6 +23,7 @@ from saelign.matching import MATCHINGS, Filters
 from saelign.nulls import NULLS
 from saelign.scoring import check_measure
 from saelign.strict_yaml import StrictLoader, told_yaml_error
+from saelign.subspace_study import SubspacesStudy
 
 FORMAT = 1
 """Version of the study format that this package writes and reads."""
@@ -218,6 +220,7 @@ class Study:
         nulls: How many shuffles of each null.
         controls: Which comparisons to set beside the study's own.
         verdicts: Whether to say of each feature if it is shared.
+        subspaces: Which semantic subspaces to look into; none if None.
         output: Where results go.
         folder: Where the study file lies; relative paths start there.
     """
@@ -236,6 +239,7 @@ class Study:
     nulls: dict[str, int] = field(default_factory=lambda: {"shuffle": 1000, "rate_matched": 1000})
     controls: Controls = field(default_factory=Controls)
     verdicts: bool = True
+    subspaces: SubspacesStudy | None = None
     output: OutputStudy = field(default_factory=OutputStudy)
     folder: Path = Path()
 
@@ -460,14 +464,13 @@ def check_study(study: Study) -> None:
                 f"a measure on activations must not change when they are rotated, {measure.label} "
                 "does: leave `on` out, or choose another measure"
             )
-    filters, text = study.filters, study.text
+    text = study.text
+    inside = None if study.subspaces is None else study.subspaces.filters
     at_least: list[tuple[str, float | None, float]] = [
         ("text.tokens", None if text.tokens == "all" else text.tokens, 1_000),
         ("text.context_length", text.context_length, 2),
-        ("filters.min_active_tokens", filters.min_active_tokens, 1),
-        ("filters.top_k", filters.top_k, 1),
-        ("filters.max_non_concept_tokens", filters.max_non_concept_tokens, 0),
-        ("filters.min_shared_tokens", filters.min_shared_tokens, 1),
+        *filter_limits("filters", study.filters),
+        *(filter_limits("subspaces.filters", inside) if inside else ()),
         *((f"nulls.{name}", n, 2) for name, n in study.nulls.items()),
         *((f"permutations of {m.label}", m.permutations, 2) for m in study.measures),
         *((f"seeds[{i}]", seed, 0) for i, seed in enumerate(study.seeds)),
@@ -475,10 +478,10 @@ def check_study(study: Study) -> None:
     for where, value, least in at_least:
         if value is not None and value < least:
             raise StudyError(f"{where} must be at least {least:,}, got {value}")
-    if filters.min_correlation is not None and not -1 <= filters.min_correlation < 1:
-        raise StudyError(
-            f"filters.min_correlation must lie in [-1, 1), got {filters.min_correlation}"
-        )
+    for where, filters in (("filters", study.filters), ("subspaces.filters", inside)):
+        least = None if filters is None else filters.min_correlation
+        if least is not None and not -1 <= least < 1:
+            raise StudyError(f"{where}.min_correlation must lie in [-1, 1), got {least}")
     for where in ("seeds", "metrics", "matching", "measures", "nulls"):
         values = getattr(study, where)
         if len(values) == 0:
@@ -504,6 +507,18 @@ def check_study(study: Study) -> None:
                 f"got {model.saes!r}"
             )
     check_controls(study)
+    if study.subspaces is not None:
+        study.subspaces.check()
+
+
+def filter_limits(where: str, filters: Filters) -> list[tuple[str, int | None, int]]:
+    """The least that each of the filters can be."""
+    return [
+        (f"{where}.min_active_tokens", filters.min_active_tokens, 1),
+        (f"{where}.top_k", filters.top_k, 1),
+        (f"{where}.max_non_concept_tokens", filters.max_non_concept_tokens, 0),
+        (f"{where}.min_shared_tokens", filters.min_shared_tokens, 1),
+    ]
 
 
 def check_controls(study: Study) -> None:

@@ -57,6 +57,15 @@ class FeatureMoments:
             squares=self.squares + other.squares,
         )
 
+    def of_some(self, features: Int64[np.ndarray, "chosen"]) -> "FeatureMoments":
+        """The moments of some features, in the order given."""
+        return FeatureMoments(
+            n_tokens=self.n_tokens,
+            n_active=self.n_active[features],
+            total=self.total[features],
+            squares=self.squares[features],
+        )
+
     @property
     def rounding(self) -> Float64[np.ndarray, "feature"]:
         """How far rounding alone can move a sum of squares less what groups of tokens explain.

@@ -221,6 +221,25 @@ class SparseCorrelation:
         """Tokens on which each feature of B is active."""
         return self.moments_b.n_active
 
+    def among(
+        self, features_a: Int64[np.ndarray, "chosen_a"], features_b: Int64[np.ndarray, "chosen_b"]
+    ) -> "SparseCorrelation":
+        """The correlations of some features of A with some of B alone, in the order given."""
+        within = self.within
+        if within is not None:
+            within = (within[0].of_some(features_a), within[1].of_some(features_b))
+        a, b = self.columns_a, self.columns_b
+        return replace(
+            self,
+            columns_a=replace(a, starts=a.starts[features_a], stops=a.stops[features_a]),
+            columns_b=replace(b, starts=b.starts[features_b], stops=b.stops[features_b]),
+            rows_b=self.rows_b.some_features(features_b),
+            moments_a=self.moments_a.of_some(features_a),
+            moments_b=self.moments_b.of_some(features_b),
+            within=within,
+            _listed={},
+        )
+
     def by_pearson(self) -> "SparseCorrelation":
         """The same activations, matched by Pearson correlation."""
         if self.metric == "pearson":

@@ -8,7 +8,7 @@ sparse, exact, and additive over chunks of tokens, since S_v and n_v are.
 Source: this package.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import scipy.sparse as sp
@@ -80,6 +80,10 @@ class TokenSums:
         return TokenSums(
             token_ids=types, counts=counts, sums=summed_rows(rows, type_of, len(types)).tocsc()
         )
+
+    def of_some(self, features: Integer[np.ndarray, "chosen"]) -> "TokenSums":
+        """The sums of some features, in the order given."""
+        return replace(self, sums=self.sums[:, features])
 
     @property
     def explained_squares(self) -> Float64[np.ndarray, "feature"]:

@@ -2,7 +2,7 @@
 
 from saelign.matching.filters import Filters, filter_pairs
 from saelign.matching.held_out import HeldOut, held_out_correlation
-from saelign.matching.pairing import MATCHINGS, match
+from saelign.matching.pairing import MATCHINGS, match, pairs_among
 
 __all__ = [
     "MATCHINGS",
@@ -11,4 +11,5 @@ __all__ = [
     "filter_pairs",
     "held_out_correlation",
     "match",
+    "pairs_among",
 ]

@@ -4,7 +4,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Float, Float64, Int
+from jaxtyping import Float, Float64, Int, Int64
+from scipy.optimize import linear_sum_assignment
 
 from saelign.correlation import Correlation, SparseCorrelation, Strongest
 from saelign.correlation.strongest import Listed
@@ -123,6 +124,34 @@ def match(
             "mutual": (best_b[row] == b) & (best_a[column] == a),
         }
     )
+
+
+def pairs_among(
+    similarity: Float[np.ndarray, "feature_a feature_b"], how: str
+) -> Int64[np.ndarray, "pair 2"]:
+    """The pairs that `match` makes of features few enough for all their similarities, best first.
+
+    Args:
+        similarity: Of each feature of A with each of B; all of them may be paired.
+        how: As `match` names it.
+    """
+    n_a, n_b = similarity.shape
+    if min(n_a, n_b) == 0:
+        return np.zeros((0, 2), dtype=np.int64)
+    if how == "one_to_one":
+        from saelign.matching.greedy_kernel import take_sorted  # numba: half a second
+
+        values = similarity.astype(np.float64).ravel()
+        order = np.argsort(-values, kind="stable")
+        return np.stack(np.divmod(take_sorted(order, values, n_a, n_b, -np.inf), n_b), axis=1)
+    if how == "optimal":
+        a, b = linear_sum_assignment(similarity, maximize=True)
+    elif how == "many_to_one":
+        a, b = np.arange(n_a), similarity.argmax(axis=1)
+    else:
+        a, b = similarity.argmax(axis=0), np.arange(n_b)
+    order = np.argsort(-similarity[a, b], kind="stable")
+    return np.stack([a[order], b[order]], axis=1).astype(np.int64)
 
 
 def best_other(

@@ -13,11 +13,13 @@ from saelign.text.tokens import (
     special_ids,
     tokenize,
 )
+from saelign.text.words import Words, words_of
 
 __all__ = [
     "MIN_TOKENS",
     "Tokenizer",
     "Tokens",
+    "Words",
     "check_same_tokenizer",
     "draw",
     "load_token_ids",
@@ -26,4 +28,5 @@ __all__ = [
     "save_token_ids",
     "special_ids",
     "tokenize",
+    "words_of",
 ]

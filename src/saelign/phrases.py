@@ -1,0 +1,147 @@
+"""Phrases made of two concepts' keywords, as text that the models read."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import scipy.sparse as sp
+from jaxtyping import Bool, Float, Int
+
+from saelign.concepts.concept import Concept
+from saelign.subspace_study import Subspaces
+from saelign.text import Tokenizer, Tokens, special_ids
+from saelign.text.words import piece_bytes
+
+ABOVE_TEXT = 2.0
+"""A feature of a phrase fires there so many times as often as in the text, at least."""
+
+IN_ORDER, WRONG_ORDER, ALONE = "phrase", "wrong_order", "alone"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Phrases:
+    """Phrases of two keywords in both orders, and single keywords, each a context of its own.
+
+    Attributes:
+        names: Of the groups: `A B` for words of A before words of B, `A` for words alone.
+        kinds: Of the groups: `phrase`, `wrong_order` or `alone`.
+        tokens: The contexts; only the last token of each is kept.
+        group: For each context its place in `names`.
+    """
+
+    names: tuple[str, ...]
+    kinds: tuple[str, ...]
+    tokens: Tokens
+    group: Int[np.ndarray, "context"]
+
+    def features(
+        self,
+        acts: sp.csr_array,
+        firing_rate: Float[np.ndarray, "feature"],
+        *,
+        min_phrases: float,
+    ) -> dict[str, Bool[np.ndarray, "feature"]]:
+        """The features that fire on the last tokens of each group, by its name.
+
+        Args:
+            acts: Contexts x features, at the last token of each.
+            firing_rate: Of each feature in the text.
+            min_phrases: Share of the contexts of a group that a feature must fire on.
+        """
+        values = (acts.data > 0).astype(np.float64)
+        fires = sp.csr_array((values, acts.indices, acts.indptr), acts.shape)
+        found = {}
+        for place, name in enumerate(self.names):
+            of_group = np.flatnonzero(self.group == place)
+            share = np.ones(len(of_group)) @ fires[of_group] / len(of_group)
+            found[name] = (share >= min_phrases) & (share >= ABOVE_TEXT * firing_rate)
+        return found
+
+
+def phrases_of(
+    subspaces: Subspaces, tokenizer: Tokenizer, *, with_bos: bool, rng: np.random.Generator
+) -> Phrases:
+    """The phrases of every pair of concepts that a study asks for.
+
+    Args:
+        subspaces: What is asked.
+        tokenizer: Of both models.
+        with_bos: Whether contexts of the text begin with BOS.
+        rng: Draws the phrases where there are more than asked for.
+    """
+    concepts = {concept.name: concept for concept in subspaces.concepts}
+    texts: dict[tuple[str, str], list[str]] = {}
+    alone: dict[str, dict[str, None]] = {}
+    for first, second in subspaces.phrases:
+        if (second, first) in texts:  # asked for in both orders: the same words in both
+            continue
+        drawn = word_pairs(concepts[first], concepts[second], subspaces.study.n_phrases, rng=rng)
+        texts[first, second] = [f"{a} {b}" for a, b in drawn]
+        if first != second:
+            texts[second, first] = [f"{b} {a}" for a, b in drawn]
+        for a, b in drawn:
+            alone.setdefault(first, {})[a] = None
+            alone.setdefault(second, {})[b] = None
+    names, kinds, contexts, group = [], [], [], []
+    for pair, of_pair in texts.items():
+        kinds.append(IN_ORDER if pair in subspaces.phrases else WRONG_ORDER)
+        names.append(" ".join(pair))
+        contexts += of_pair
+        group += [len(names) - 1] * len(of_pair)
+    for name, words in alone.items():
+        kinds.append(ALONE)
+        names.append(f"{name} alone")
+        contexts += words
+        group += [len(names) - 1] * len(words)
+    return Phrases(
+        names=tuple(names),
+        kinds=tuple(kinds),
+        tokens=as_contexts(contexts, tokenizer, with_bos=with_bos),
+        group=np.array(group, dtype=np.int64),
+    )
+
+
+def word_pairs(
+    first: Concept, second: Concept, n: int, *, rng: np.random.Generator
+) -> list[tuple[str, str]]:
+    """Pairs of a keyword of each, at most n of them, none of a word with itself."""
+    a, b = first.words, second.words
+    order = rng.permutation(len(a) * len(b))
+    found = []
+    for place in order.tolist():
+        pair = a[place // len(b)], b[place % len(b)]
+        if pair[0] != pair[1]:
+            found.append(pair)
+        if len(found) == n:
+            break
+    return found
+
+
+def as_contexts(texts: list[str], tokenizer: Tokenizer, *, with_bos: bool) -> Tokens:
+    """Each text as a context, as it would stand after a blank, its last token alone kept."""
+    start = [tokenizer.bos_token_id] if with_bos and tokenizer.bos_token_id is not None else []
+    # Some tokenizers put the blank before a text themselves.
+    first = encoded(tokenizer, ["a"])[0][0]
+    blank = "" if piece_bytes(tokenizer, [first])[first].startswith(b" ") else " "
+    rows = [start + ids for ids in encoded(tokenizer, [blank + text for text in texts])]
+    width = max(map(len, rows), default=1)
+    ids = np.zeros((len(rows), width), dtype=np.int32)
+    attended = np.zeros(ids.shape, dtype=bool)
+    kept = np.zeros(ids.shape, dtype=bool)
+    for place, row in enumerate(rows):
+        ids[place, : len(row)] = row
+        attended[place, : len(row)] = True
+        kept[place, len(row) - 1] = True
+    return Tokens(
+        input_ids=ids,
+        attended=attended,
+        kept=kept,
+        document=np.arange(len(rows), dtype=np.int32),
+        special_ids=special_ids(tokenizer),
+    )
+
+
+def encoded(tokenizer: Tokenizer, texts: list[str]) -> list[list[int]]:
+    """The ids of each text alone."""
+    if not texts:
+        return []
+    return tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
