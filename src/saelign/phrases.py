@@ -43,16 +43,15 @@ class Phrases:
         """The features that fire on the last tokens of each group, by its name.
 
         Args:
-            acts: Contexts x features, at the last token of each.
+            acts: Contexts x features, at the last token of each; what is stored is not 0.
             firing_rate: Of each feature in the text.
             min_phrases: Share of the contexts of a group that a feature must fire on.
         """
-        values = (acts.data > 0).astype(np.float64)
-        fires = sp.csr_array((values, acts.indices, acts.indptr), acts.shape)
         found = {}
         for place, name in enumerate(self.names):
             of_group = np.flatnonzero(self.group == place)
-            share = np.ones(len(of_group)) @ fires[of_group] / len(of_group)
+            fires = np.bincount(acts[of_group].indices, minlength=acts.shape[1])
+            share = fires / len(of_group)
             found[name] = (share >= min_phrases) & (share >= ABOVE_TEXT * firing_rate)
         return found
 

@@ -80,12 +80,13 @@ def standing(
             forms |= {(*keyword.words[:-1], form) for form in inflections(keyword.words[-1])}
         by_case = case == "exact" or (case == "smart" and keyword.is_cased)
         for form in forms:
-            if len(form) > 1:
+            word, *others = form
+            if others:
                 on_last |= ending(words, form, by_case=by_case)
             elif by_case:
-                exact.add(form[0])
+                exact.add(word)
             else:
-                lowered.add(form[0].lower())
+                lowered.add(word.lower())
     of_text = np.array(
         [text in exact or text.lower() in lowered for text in words.texts], dtype=bool
     )
