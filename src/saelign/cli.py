@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from saelign.concepts_cli import add_concepts
 from saelign.errors import SaelignError
 
 EXIT_ERROR = 1
@@ -95,6 +96,7 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--memory", metavar="SIZE", help=MEMORY_HELP)
 
     command("doctor", doctor_command, "tell what this machine can run and what it lacks")
+    add_concepts(commands, progress_on_stderr)
     return top
 
 

@@ -209,9 +209,12 @@ def show_command(options: argparse.Namespace) -> None:
 def told_recipe(recipe: dict[str, Any]) -> str:
     """How keywords were taken from a WordNet, as `show` prints it."""
     told = [f"{recipe.pop('source')}: {', '.join(recipe.pop('synsets'))}"]
+    words = {True: "yes", False: "no", None: "any", (): "nothing"}
     for key, value in recipe.items():
-        listed = ", ".join(value) if isinstance(value, (list, tuple)) else value
-        told.append(f"{key.replace('_', ' ')} {'none' if listed in ('', None) else listed}")
+        listed = ", ".join(value) if isinstance(value, tuple) and value else value
+        # 1 == True, and a share of 1 is no yes.
+        known = isinstance(listed, bool | tuple) or listed is None
+        told.append(f"{key.replace('_', ' ')} {words[listed] if known else listed}")
     return "; ".join(told)
 
 

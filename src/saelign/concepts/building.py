@@ -28,6 +28,7 @@ a an the this that these those such some any no none each every either neither b
 more most much many several other another same own enough
 i me my mine myself you your yours yourself yourselves he him his himself she her hers herself
 it its itself we us our ours ourselves they them their theirs themselves one ones
+thou thee thy thine ye
 who whom whose which what whatever whoever when where why how
 be am is are was were been being do does did done doing have has had having
 can could may might must shall should will would ought need dare
