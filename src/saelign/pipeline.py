@@ -42,7 +42,7 @@ from saelign.plan import (
     model_name,
     study_yaml,
 )
-from saelign.report import write_figures
+from saelign.report import write_figures, write_subspace_tables
 from saelign.results import (
     TRAINED,
     Run,
@@ -162,6 +162,7 @@ def run(
         write_subspaces(found, plan)
     info["warnings"] = warnings_of(cells, scores, layers)
     finished = Run(plan.out, info)
+    write_subspace_tables(finished)
     write_figures(finished, progress=lambda done, total: progress("draw figures", done, total))
     info["complete"] = True
     info["seconds"] = round(time.monotonic() - started, 1)

@@ -116,6 +116,7 @@ class Run:
         run: int = 0,
         control: str = TRAINED,
         metric: str | None = None,
+        subspace: str | None = None,
     ) -> pd.DataFrame:
         """A layer_a x layer_b table.
 
@@ -129,12 +130,20 @@ class Run:
             run: Which seed's run, counted from 0.
             control: Which comparison: `trained`, the models as given; or a control.
             metric: Matched by what; the study's own metric if None.
+            subspace: Of which semantic subspace (then columns are those of `subspaces` and
+                `subspace_scores`); of all features if None.
 
         Raises:
-            UnknownNameError: No such measure, value, matching, null, run, control or metric in this
-                folder.
+            UnknownNameError: No such measure, value, matching, null, run, control, metric or
+                subspace in this folder.
         """
-        cells = self.cells
+        cells, scores = self.cells, self.scores
+        if subspace is not None:
+            known = self.subspaces["subspace"].unique() if self.has_subspaces else []
+            if subspace not in known:
+                raise UnknownNameError.of("subspace of this run", subspace, known or ["(none)"])
+            cells, scores = self.subspaces, self.subspace_scores
+            cells, scores = (t[t["subspace"] == subspace] for t in (cells, scores))
         if measure in cells.columns and measure not in KEYS:
             if value != "score":
                 raise UnknownNameError(
@@ -142,7 +151,7 @@ class Run:
                 )
             table, value = cells, measure
         else:
-            table = self.scores
+            table = scores
             known = [*table["measure"].unique(), *(c for c in cells.columns if c not in KEYS)]
             table = chosen(table, "measure", measure, known)
             nulls = list(table["null"].unique())
@@ -214,7 +223,8 @@ class Run:
 
 
 KEYS = (
-    "control", "run", "metric", "layer_a", "layer_b", "matching", "subspace", "measure", "null",
+    "control", "run", "metric", "layer_a", "layer_b", "matching", "subspace", "kind", "measure",
+    "null",
 )  # fmt: skip
 """Columns that say which cell a row is about."""
 

@@ -22,31 +22,21 @@ from saelign.report.selection import (
     CORRELATIONS,
     DIFFERENCE,
     KEPT_CORRELATIONS,
+    NAMES,
     ON_GRID,
     UNTRAINED,
+    file_name,
     grid_of,
     of_own_metric,
+    of_runs,
     over_runs,
     there,
     with_differences,
 )
+from saelign.report.subspaces import subspace_sheets
 from saelign.results import TRAINED, Run, strictest
 from saelign.verdicts import MIN_DOCUMENTS, VERDICTS, verdict_shares
 
-NAMES = {
-    "one_to_one": "one-to-one",
-    "many_to_one": "many-to-one",
-    "one_to_many": "one-to-many",
-    "optimal": "optimal one-to-one",
-    "rate_matched": "rate-matched null",
-    "shuffle": "shuffle null",
-    "trained": "trained",
-    "untrained": "untrained",
-    "document_shift": "document shift",
-    DIFFERENCE: "trained - untrained",
-    "seed_a": "A with itself",
-    "seed_b": "B with itself",
-}
 AXES = {
     TRAINED: ("layer of A", "layer of B"),
     "seed_a": ("layer of A", "layer of A, other SAEs"),
@@ -90,6 +80,7 @@ def write_figures(run: Run, *, progress: Callable[[int, int], None]) -> list[Pat
     """
     sheets = [*correlation_sheets(run), *measure_sheets(run), *overview_sheets(run)]
     sheets += verdict_sheets(run)
+    sheets += subspace_sheets(run)
     models = run.info["models"]
     names = {side: short_name(models[side.lower()]["name"]) for side in ("A", "B")}
     about = ", ".join(f"{side}: {name}" for side, name in names.items() if name != side)
@@ -104,17 +95,6 @@ def write_figures(run: Run, *, progress: Callable[[int, int], None]) -> list[Pat
 def short_name(name: str) -> str:
     """The last part of a model's path or hub name."""
     return Path(name).name
-
-
-def file_name(measure: str) -> str:
-    """A measure's label as part of a file name."""
-    return "".join(c if c.isalnum() or c in "._-" else "_" for c in measure).strip("_")
-
-
-def of_runs(run: Run) -> str:
-    """What a title says of several runs."""
-    n_runs = len(run.info["seeds"])
-    return f", mean of {n_runs} runs" if n_runs > 1 else ""
 
 
 # Correlations ------------------------------------------------------------------------------------

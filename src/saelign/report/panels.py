@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import matplotlib as mpl
 import numpy as np
@@ -46,6 +47,8 @@ class Panel:
         digits: Decimals of its numbers; as fine as the range of colours makes useful if None.
         y_label: What the rows are.
         x_label: What the columns are.
+        row_names: Whether rows have names, which are told, or have been told by the neighbour at
+            the left; None where they are layers.
     """
 
     title: str
@@ -56,11 +59,14 @@ class Panel:
     digits: int | None = None
     y_label: str = "layer of A"
     x_label: str = "layer of B"
+    row_names: Literal["told", "told_before"] | None = None
 
     @property
     def shape(self) -> tuple[int, int]:
-        """Layers up and across that it makes room for."""
+        """Rows and columns that it makes room for."""
         n_a, n_b = self.grid.shape
+        if self.row_names is not None:
+            return max(n_a, 3), min(max(n_b, 4), MAX_ANNOTATED)
         return min(max(n_a, 3), MAX_ANNOTATED), min(max(n_b, 4), MAX_ANNOTATED)
 
 
@@ -109,6 +115,20 @@ class Sheet:
     row_names: tuple[str, ...] = ()
     width: float = float("inf")
     legend: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def margin(self) -> float:
+        """Inches at the left for what stands before all panels: names of rows."""
+        longest = max(
+            (
+                len(str(name))
+                for row in self.rows
+                if isinstance(row[0], Panel) and row[0].row_names == "told"
+                for name in row[0].grid.index
+            ),
+            default=0,
+        )
+        return NAME * bool(self.row_names) + longest * EM * 8 / POINTS
 
 
 def common_norm(*grids: pd.DataFrame) -> Normalize:
@@ -221,7 +241,7 @@ def figure_of(sheet: Sheet, title: str) -> Figure:
     Panels are placed by hand: all are of one size, and a layout engine takes as long as the rest.
     """
     n_lines = 1 + title.count("\n")
-    start = NAME if sheet.row_names else 0.0
+    start = sheet.margin
     cell = cell_width(sheet, start)
     places = [row_places(row, start, cell) for row in sheet.rows]
     heights = [row_height(row[0], cell) for row in sheet.rows]
@@ -302,7 +322,11 @@ def draw_panel(ax: Axes, panel: Panel) -> AxesImage:
     ax.set_title(panel.title, pad=4, loc="left", fontsize=size)
     widest = max(len(str(layer)) for layer in panel.grid.columns)
     ax.set_xticks(*named_layers(panel.grid.columns, int(width / (5.1 * widest + 4))))
-    ax.set_yticks(*named_layers(panel.grid.index, int(height / 8.5)))
+    if panel.row_names is None:
+        ax.set_yticks(*named_layers(panel.grid.index, int(height / 8.5)))
+    else:
+        names = [str(name) for name in panel.grid.index]
+        ax.set_yticks(range(len(names)), names if panel.row_names == "told" else [""] * len(names))
     bare(ax)
     hatched = np.zeros(values.shape, bool) if panel.hatched is None else panel.hatched.to_numpy()
     cells = [
@@ -310,7 +334,8 @@ def draw_panel(ax: Axes, panel: Panel) -> AxesImage:
         for i, j in np.argwhere(np.isfinite(values)).tolist()
     ]
     ink_size = number_size((text for *_, text in cells), width / max(values.shape[1], 1))
-    annotated = max(values.shape) <= MAX_ANNOTATED and ink_size >= LEAST_INK
+    layers = values.shape if panel.row_names is None else values.shape[1:]
+    annotated = max(layers) <= MAX_ANNOTATED and ink_size >= LEAST_INK
     for i, j, text in cells:
         colour = colours(float(panel.norm(values[i, j])))
         ink, line = ("black", "0.3") if is_light(colour) else ("white", "0.75")

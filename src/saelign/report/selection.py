@@ -24,6 +24,34 @@ DIFFERENCE = "_minus_untrained"
 """Ends the name of a column that holds what trained models have above untrained ones."""
 
 
+NAMES = {
+    "one_to_one": "one-to-one",
+    "many_to_one": "many-to-one",
+    "one_to_many": "one-to-many",
+    "optimal": "optimal one-to-one",
+    "rate_matched": "rate-matched null",
+    "same_size": "same-size null",
+    "shuffle": "shuffle null",
+    "trained": "trained",
+    "untrained": "untrained",
+    "document_shift": "document shift",
+    DIFFERENCE: "trained - untrained",
+    "seed_a": "A with itself",
+    "seed_b": "B with itself",
+}
+
+
+def file_name(measure: str) -> str:
+    """A measure's label as part of a file name."""
+    return "".join(c if c.isalnum() or c in "._-" else "_" for c in measure).strip("_")
+
+
+def of_runs(run: Run) -> str:
+    """What a title says of several runs."""
+    n_runs = len(run.info["seeds"])
+    return f", mean of {n_runs} runs" if n_runs > 1 else ""
+
+
 def grid_of(table: pd.DataFrame, value: str) -> pd.DataFrame:
     """A column as layer_a x layer_b."""
     return table.pivot(index="layer_a", columns="layer_b", values=value).astype(float)
