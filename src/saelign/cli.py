@@ -91,8 +91,11 @@ def parser() -> argparse.ArgumentParser:
     sub = command(
         "demo", demo_command, "compare the two small language models that come with saelign"
     )
-    sub.add_argument("--out", metavar="DIR", default="saelign-demo", help="where results go")
+    sub.add_argument("--out", metavar="DIR", help="where results go (default: saelign-demo)")
     sub.add_argument("--text", metavar="FILE", help="read this text instead of the one that ships")
+    sub.add_argument(
+        "--concepts", action="store_true", help="look into semantic subspaces too: minutes more"
+    )
     sub.add_argument("--memory", metavar="SIZE", help=MEMORY_HELP)
 
     command("doctor", doctor_command, "tell what this machine can run and what it lacks")
@@ -118,7 +121,9 @@ def demo_command(options: argparse.Namespace) -> None:
     """`saelign demo`."""
     from saelign.demo import demo_study
 
-    finish(demo_study(text=options.text), options)
+    if options.out is None:
+        options.out = "saelign-demo-concepts" if options.concepts else "saelign-demo"
+    finish(demo_study(text=options.text, concepts=options.concepts), options)
 
 
 def finish(study: Any, options: argparse.Namespace) -> None:
@@ -216,10 +221,12 @@ def print_run(run: Any, *, as_json: bool, matching: str | None) -> None:
         return
     from rich.console import Console
 
-    from saelign.report import overview
+    from saelign.report import overview, subspace_overview
 
     console = Console(soft_wrap=True, highlight=False)
     for part in overview(run, matching=matching, width=console.width):
+        console.print(part)
+    for part in subspace_overview(run, matching=matching):
         console.print(part)
     folder = run.folder.resolve()
     print(f"\nresults: {folder}")

@@ -3,23 +3,32 @@
 import dataclasses
 from pathlib import Path
 
+import yaml
+
 from saelign.errors import MissingFileError
-from saelign.study import Study, load_study
+from saelign.study import Study, read_study
 
 FOLDER = Path(__file__).parent
 
 
-def demo_study(*, text: str | Path | None = None) -> Study:
+def demo_study(*, text: str | Path | None = None, concepts: bool = False) -> Study:
     """The demo's study.
 
     Args:
         text: A text file or folder to read instead of the shipped text; as many of its tokens as
             the demo reads, or all if it holds fewer.
+        concepts: Whether to look into semantic subspaces as well.
 
     Raises:
         MissingFileError: There is no such file.
     """
-    study = load_study(FOLDER / "study.yaml")
+    content = yaml.safe_load((FOLDER / "study.yaml").read_text(encoding="utf-8"))
+    if concepts:
+        content["name"] += "-concepts"
+        content["subspaces"] = yaml.safe_load(
+            (FOLDER / "concepts.yaml").read_text(encoding="utf-8")
+        )
+    study = read_study(content, folder=FOLDER.resolve())
     if text is None:
         return study
     source = Path(text).resolve()
