@@ -43,7 +43,12 @@ back well please yes
 FUNCTION_WORDS = frozenset(GRAMMAR.split())
 """Words that serve grammar first, whatever else WordNet knows them as (can, may, in, us, will)."""
 
-OFFENSIVE = re.compile(r"\b(slurs?|offensive|disparag\w*|derogat\w*|obscen\w*|vulgar\w*)\b", re.I)
+KINDS = "disparaging|derogatory|offensive|obscene|vulgar"
+OFFENSIVE = re.compile(
+    rf"\bslurs?\b|\((often |sometimes |usually )?({KINDS})\b|(considered|regarded as) offensive"
+    rf"|\b({KINDS}) (and \w+ )?(term|name|word|expression|slang|referen)|\bdisparagingly\b",
+    re.IGNORECASE,
+)
 """How WordNet's glosses tell that a word insults."""
 
 SHORT = 3
@@ -236,7 +241,7 @@ def build(
         )
     return Built(
         concept=concept,
-        left_out={w: r for w, r in left_out.items() if w not in set(concept.words)},
+        left_out={word: left_out[word] for word in left_out.keys() - set(concept.words)},
     )
 
 

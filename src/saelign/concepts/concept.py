@@ -140,7 +140,10 @@ def union(concepts: Iterable[Concept], name: str | None = None) -> Concept:
 
 def each_once(keywords: Iterable[Keyword]) -> tuple[Keyword, ...]:
     """The keywords without those whose text stood before."""
-    return tuple({keyword.text: keyword for keyword in reversed(list(keywords))}.values())[::-1]
+    found: dict[str, Keyword] = {}
+    for keyword in keywords:
+        found.setdefault(keyword.text, keyword)
+    return tuple(found.values())
 
 
 @cache
