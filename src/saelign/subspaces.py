@@ -467,7 +467,7 @@ def read_subspace_cell(path: Path) -> SubspaceCell | None:
     try:
         rows, scores, pairs = json.loads(path.read_text(encoding="utf-8"))
         return SubspaceCell(rows=rows, scores=scores, pairs=pairs)
-    except (OSError, ValueError):
+    except (OSError, ValueError, TypeError):
         return None
 
 

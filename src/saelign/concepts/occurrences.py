@@ -13,6 +13,7 @@ from saelign.concepts.concept import Concept
 from saelign.correlation.sparse import FeatureColumns
 from saelign.features import top_rows
 from saelign.text import Words
+from saelign.text.words import words_in
 
 Case = Literal["smart", "ignore", "exact"]
 """smart: keywords with a capital letter mean that spelling alone, others any. ignore: any spelling.
@@ -75,9 +76,10 @@ def standing(
     lowered: set[str] = set()
     on_last = np.zeros(len(words.text_of), dtype=bool)
     for keyword in concept.keywords:
-        forms: set[tuple[str, ...]] = {keyword.words}
+        spelled = words_in(keyword.text)
+        forms: set[tuple[str, ...]] = {spelled}
         if inflected:  # the last word is the one that changes: grandfather clocks
-            forms |= {(*keyword.words[:-1], form) for form in inflections(keyword.words[-1])}
+            forms |= {(*spelled[:-1], form) for form in inflections(spelled[-1])}
         by_case = case == "exact" or (case == "smart" and keyword.is_cased)
         for form in forms:
             word, *others = form

@@ -17,8 +17,11 @@ from jaxtyping import Bool, Int
 from saelign.text.tokens import Tokenizer, Tokens
 
 WORD = re.compile(r"[^\W_]+(?:['\u2019](?:t|re|ve|ll|d|m)\b)?")
-BETWEEN = re.compile(r"[\s\-\u2013]*")
-"""What may stand between the words of a keyword."""
+BETWEEN = re.compile(r"[\s\-\u2010-\u2013]*|['\u2019]")
+"""What may stand between the words of a keyword: New York, self-respect, o'clock."""
+
+BREAK = b"\0"
+"""What a special token reads as: no part of a word, nor a blank between two of a keyword."""
 
 BYTE_LEVEL, SENTENCE_PIECE, WORD_PIECE = "Ġ", "▁", "##"
 """What marks a blank, or its absence, in the three families of vocabularies."""
@@ -31,8 +34,8 @@ class Words:
     Attributes:
         texts: Every text that a unit has, once.
         text_of: For each unit its place in `texts`; units stand in the order of the text.
-        before: For each unit the word before it, with nothing but blanks or a hyphen between; -1 if
-            there is none.
+        before: For each unit the word before it, with nothing but blanks, a hyphen or an apostrophe
+            between; -1 if there is none.
         unit_of: For each kept token its unit; a token of two words belongs to the second.
         ends: For each kept token whether it is the last piece of its unit.
     """
@@ -47,7 +50,7 @@ class Words:
 def words_of(tokens: Tokens, tokenizer: Tokenizer) -> Words:
     """The words that the kept tokens of a text are pieces of."""
     pieces = piece_bytes(tokenizer, np.unique(tokens.input_ids).tolist())
-    special = dict.fromkeys(tokens.special_ids, b"\n")
+    special = dict.fromkeys(tokens.special_ids, BREAK)
     pieces |= {i: special[i] for i in special if i in pieces}
     places: dict[str, int] = {}
     text_of, before, units, ends, kept = [], [], [], [], []
@@ -118,6 +121,17 @@ def units_of(pieces: list[bytes], *, first: int) -> Iterable[tuple[int, bool, st
     return told
 
 
+def words_in(keyword: str) -> tuple[str, ...]:
+    """The words of a keyword, cut as those of a text are: self-respect is two.
+
+    What holds other marks, such as `C++`, is cut at its blanks alone: it is no word of any text.
+    """
+    gaps = WORD.split(keyword)
+    if len(gaps) > 1 and gaps[0] == gaps[-1] == "" and all(map(BETWEEN.fullmatch, gaps)):
+        return tuple(WORD.findall(keyword))
+    return tuple(keyword.split(" "))
+
+
 def piece_bytes(tokenizer: Tokenizer, ids: Iterable[int]) -> dict[int, bytes]:
     """The bytes that each id stands for, a leading blank included.
 
@@ -125,9 +139,13 @@ def piece_bytes(tokenizer: Tokenizer, ids: Iterable[int]) -> dict[int, bytes]:
     none can decode a part of a character.
     """
     names = {index: name for name, index in tokenizer.get_vocab().items()}
-    joined = "".join(names.values())
-    is_word_piece = any(name.startswith(WORD_PIECE) for name in names.values())
-    table = byte_alphabet() if BYTE_LEVEL in joined else {}
+    # Large vocabularies have the others' marks too: Ġ is a letter of Maltese, ## begins a heading.
+    marked = {
+        mark: sum(name.startswith(mark) for name in names.values())
+        for mark in (BYTE_LEVEL, SENTENCE_PIECE, WORD_PIECE)
+    }
+    family = max(marked, key=lambda mark: marked[mark]) if any(marked.values()) else None
+    table = byte_alphabet() if family == BYTE_LEVEL else {}
     found = {}
     for i in ids:
         name = names.get(i, "")
@@ -135,10 +153,10 @@ def piece_bytes(tokenizer: Tokenizer, ids: Iterable[int]) -> dict[int, bytes]:
             # Added tokens stand as they are, with characters that the alphabet may not have.
             is_coded = set(name) <= table.keys()
             found[i] = bytes(table[c] for c in name) if is_coded else name.encode()
-        elif SENTENCE_PIECE in joined:
+        elif family == SENTENCE_PIECE:
             byte = re.fullmatch(r"<0x([0-9A-F]{2})>", name)
             found[i] = bytes([int(byte[1], 16)]) if byte else name.replace("▁", " ").encode()
-        elif is_word_piece:
+        elif family == WORD_PIECE:
             part = name.startswith(WORD_PIECE)
             found[i] = (name.removeprefix(WORD_PIECE) if part else f" {name}").encode()
         else:
