@@ -40,6 +40,9 @@ MAX_BYTES = 10_000_000
 MIN_WORDS = 3
 """Fewer words than that are no list."""
 
+MOST = 0.75
+"""Share of what stands in lines or between commas that must be words: prose has commas too."""
+
 MAX_PARTS = 3
 """Words that a keyword may have; more are a sentence about the list."""
 
@@ -88,7 +91,7 @@ def propose_concept(
     if lists < 1:
         raise DegenerateError(f"lists must be 1 or more, got {lists}")
     address, told = where(endpoint)
-    key = api_key if api_key is not None else os.environ.get("OPENAI_API_KEY", "")
+    key = (api_key if api_key is not None else os.environ.get("OPENAI_API_KEY", "")).strip()
     if not key and told == DEFAULT_ENDPOINT:
         raise ModelError(
             f"{DEFAULT_ENDPOINT} needs a key, there is none: set OPENAI_API_KEY, or give the "
@@ -126,10 +129,10 @@ def propose_concept(
         progress("ask for lists", lists, lists)
     common = in_all([one.words for one in arrived])
     if not common:
-        where_kept = f"they are in {partial}: delete it and" if partial is not None else ""
+        kept = "" if partial is None else f" delete {partial}, which keeps them, and"
         raise DegenerateError(
-            f"the {lists} lists must have words in common, they have none; {where_kept} ask for "
-            "fewer lists, or say more about the concept"
+            f"the {lists} lists must have words in common, they have none:{kept} ask for fewer "
+            "lists, or say more about the concept"
         )
     source = f"proposed by {model}"
     return replace(
@@ -278,8 +281,9 @@ def post(address: str, content: dict[str, Any], key: str, timeout: float) -> byt
         raise Unanswered(str(error.reason)) from error
     except (OSError, http.client.HTTPException) as error:
         raise Unanswered(f"{type(error).__name__}: {error}") from error
-    except ValueError as error:  # a key with a line break in it, an address with a blank
-        raise Refused(str(error).replace(key, "...") if key else str(error)) from error
+    except ValueError as error:
+        # Its own words would print the key.
+        raise Refused("nothing, for a key with a line break or an odd sign cannot be sent") from error
 
 
 def read_within(response: Any, timeout: float) -> bytes:
@@ -345,7 +349,7 @@ def words_of(reply: str) -> list[str]:
         and len(word.split()) <= MAX_PARTS
     ]
     words = list(dict.fromkeys(words))
-    if len(words) < MIN_WORDS or 2 * len(words) < len(set(items)):
+    if len(words) < MIN_WORDS or len(words) < MOST * len(set(items)):
         raise Unanswered(f"no list of words but {shown(reply)}")
     return words
 
