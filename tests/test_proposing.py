@@ -275,6 +275,10 @@ def test_wrong_arguments_are_told(monkeypatch):
     monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
     with pytest.raises(DegenerateError, match=r"lists must be 1 or more, got 0"):
         propose_concept("Ships", "m", lists=0)
+    with pytest.raises(DegenerateError, match=r"words must be 3 or more, got 2"):
+        propose_concept("Ships", "m", words=2)
+    with pytest.raises(DegenerateError, match=r"timeout must be above 0 seconds, got 0"):
+        propose_concept("Ships", "m", timeout=0.0)
     with pytest.raises(ModelError, match=r"needs a key, there is none: set OPENAI_API_KEY"):
         propose_concept("Ships", "m")
     for wrong in ("localhost:8000", "ftp://host/v1", "http://", "file:///etc/passwd", "http://[1"):

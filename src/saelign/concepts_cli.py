@@ -132,7 +132,7 @@ def add_concepts(commands: Any, progress: Callable[[], Any]) -> None:
     )
     sub.add_argument("--about", metavar="TEXT", default="", help="what the concept is")
     sub.add_argument(
-        "--timeout", metavar="S", type=float, default=120, help="seconds to wait (default: 120)"
+        "--timeout", metavar="S", type=float, default=120.0, help="seconds to wait (default: 120)"
     )
     sub.add_argument("--out", metavar="FILE", help="where it goes (default: NAME.yaml)")
     sub.set_defaults(progress=progress)

@@ -239,9 +239,10 @@ def build(
             f"concept {name!r} must have keywords, all {len(left_out)} words below "
             f"{', '.join(synsets)} were left out: choose other synsets, or ask for all words"
         )
+    held = set(concept.words)  # a word may be left out below one synset and stay below another
     return Built(
         concept=concept,
-        left_out={word: left_out[word] for word in left_out.keys() - set(concept.words)},
+        left_out={word: reason for word, reason in left_out.items() if word not in held},
     )
 
 

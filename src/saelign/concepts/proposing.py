@@ -72,7 +72,7 @@ def propose_concept(
         name: Of the concept.
         model: As the endpoint calls it.
         lists: How many to ask for, at least 1.
-        words: How many words to ask for in each.
+        words: How many words to ask for in each, at least 3.
         endpoint: Base address that answers `/chat/completions` as OpenAI's does; `OPENAI_BASE_URL`
             if None, or else that of OpenAI.
         api_key: `OPENAI_API_KEY` if None; without any, none is sent.
@@ -84,12 +84,17 @@ def propose_concept(
 
     Raises:
         ModelError: The endpoint cannot be asked, refuses, or gave no list in three tries.
-        DegenerateError: Fewer than one list is asked for, or the lists have no word in common.
+        DegenerateError: Too few lists, words or seconds are asked for, or the lists have no word in
+            common.
         FormatError: `partial` is not what this function writes.
         StorageError: `partial` cannot be written.
     """
     if lists < 1:
         raise DegenerateError(f"lists must be 1 or more, got {lists}")
+    if words < MIN_WORDS:
+        raise DegenerateError(f"words must be {MIN_WORDS} or more, got {words}")
+    if not timeout > 0:
+        raise DegenerateError(f"timeout must be above 0 seconds, got {timeout:g}")
     address, told = where(endpoint)
     key = (api_key if api_key is not None else os.environ.get("OPENAI_API_KEY", "")).strip()
     if not key and told == DEFAULT_ENDPOINT:
@@ -283,7 +288,9 @@ def post(address: str, content: dict[str, Any], key: str, timeout: float) -> byt
         raise Unanswered(f"{type(error).__name__}: {error}") from error
     except ValueError as error:
         # Its own words would print the key.
-        raise Refused("nothing, for a key with a line break or an odd sign cannot be sent") from error
+        raise Refused(
+            "nothing, for a key with a line break or an odd sign cannot be sent"
+        ) from error
 
 
 def read_within(response: Any, timeout: float) -> bytes:
