@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from saelign import Correlation, correlate, match
 from saelign.errors import ActivationError, UnknownNameError
-from saelign.matching import MATCHINGS, Filters, filter_pairs
+from saelign.matching import MATCHINGS, Filters, filter_pairs, pairs_among
 from saelign.matching.greedy import greedy_one_to_one
 
 
@@ -117,6 +117,29 @@ def test_one_to_many_is_many_to_one_of_the_swapped_models(similarity):
     back = match(correlation_from(similarity.T.copy()), how="many_to_one")
     assert pairs_of(forth) == [(a, b) for b, a in pairs_of(back)]
     np.testing.assert_array_equal(forth["mutual"], back["mutual"])
+
+
+@pytest.mark.parametrize("how", MATCHINGS)
+@given(similarity=matrices())
+def test_pairs_of_few_features_are_those_of_match_best_first(how, similarity):
+    found = [tuple(pair) for pair in pairs_among(similarity, how).tolist()]
+    expected = pairs_of(match(correlation_from(similarity), how=how))
+    values = [similarity[pair] for pair in found]
+    assert values == sorted(values, reverse=True)
+    if how == "one_to_one":
+        assert found == expected
+    elif how == "optimal":  # of several best ones any may come
+        assert len(found) == len({a for a, _ in found}) == len({b for _, b in found})
+        assert sum(values) == pytest.approx(sum(similarity[pair] for pair in expected))
+        assert len(found) == len(expected)
+    else:
+        assert sorted(found) == sorted(expected)
+
+
+@pytest.mark.parametrize("how", MATCHINGS)
+@pytest.mark.parametrize("shape", [(0, 3), (3, 0), (0, 0)])
+def test_without_features_there_are_no_pairs(how, shape):
+    assert pairs_among(np.zeros(shape), how).shape == (0, 2)
 
 
 @pytest.mark.parametrize("how", MATCHINGS)

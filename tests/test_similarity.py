@@ -34,6 +34,7 @@ from saelign.similarity import (
     svcca_r2,
 )
 from saelign.similarity import neighbours as neighbours_file
+from saelign.similarity.canonical import RelabelledRows
 from saelign.similarity.measures import Invariance
 from saelign.similarity.neighbours import check_k
 from saelign.similarity.partners import partners_of
@@ -375,6 +376,48 @@ def test_a_cheap_shuffle_is_the_definition_on_relabelled_rows(
     shuffled = comparison.shuffled(permutations)
     np.testing.assert_allclose(shuffled, expected, rtol=0, atol=1e-9)
     assert comparison.score() == pytest.approx(expected[0], abs=1e-9)
+
+
+@pytest.mark.parametrize("width", [6, 24], ids=["as many rows as columns", "fewer rows"])
+@pytest.mark.parametrize("mean", [0.0, 1e4])
+@settings(max_examples=25)
+@given(seed=st.integers(0, 1000), chosen=st.sampled_from([1, 3, 0.7, 1.0]))
+def test_components_of_relabelled_rows_are_those_of_the_rows_repeated(width, mean, seed, chosen):
+    rng = np.random.default_rng(seed)
+    scale = rng.uniform(0.3, 3, size=width)  # no two components of a size
+    rows = mean + rng.normal(size=(12, width)) * scale
+    held = repeated(12, 40, rng)
+    partners = partners_of(rows[held], held)
+    relabelled = RelabelledRows(partners)
+    assert relabelled.is_dual == (width > 12)
+    asked = {"n_components": chosen, "variance": None}
+    if isinstance(chosen, float):
+        asked = {"n_components": None, "variance": chosen}
+    for s in (np.arange(12), rng.permutation(12), rng.permutation(12)):
+        found = relabelled.basis(s, **asked)[partners.held]
+        repeats = partners.rows[s][partners.held]
+        u, sizes, _ = np.linalg.svd(repeats - repeats.mean(axis=0), full_matrices=False)
+        sizes = sizes[: min(width, 11)]
+        held_share = np.cumsum(sizes**2) / (sizes**2).sum()
+        k = chosen
+        if isinstance(chosen, float):
+            k = len(sizes) if chosen == 1 else int((held_share < chosen).sum()) + 1
+        assert found.shape == (40, k)
+        # A column is that of the definition, or its negative; rounding grows with the mean.
+        np.testing.assert_allclose(found.T @ found, np.eye(k), atol=1e-7)
+        np.testing.assert_allclose(np.abs((found * u[:, :k]).sum(axis=0)), 1, atol=1e-5)
+
+
+def test_relabelled_rows_of_too_few_components_are_refused():
+    rng = np.random.default_rng(0)
+    rows = rng.normal(size=(5, 9))
+    held = repeated(5, 30, rng)
+    relabelled = RelabelledRows(partners_of(rows[held], held))
+    words = (
+        r"must lie between 1 and the rank of the matched rows, 4, got 5 for 30 pairs \(5 distinct"
+    )
+    with pytest.raises(DegenerateError, match=words):
+        relabelled.basis(np.arange(5), n_components=5, variance=None)
 
 
 @pytest.mark.parametrize(("measure", "options"), NAMED)

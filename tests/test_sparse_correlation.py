@@ -1,14 +1,16 @@
 """Correlations without their matrix against the matrix: partners, values and matchings alike."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
 import scipy.sparse as sp
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from saelign import correlate, match
-from saelign.correlation import METRICS, SparseCorrelation, TokenSums, as_csr
+from saelign.correlation import METRICS, FeatureMoments, SparseCorrelation, TokenSums, as_csr
 from saelign.errors import ShapeError, UnknownNameError
 from saelign.matching import MATCHINGS
 
@@ -180,3 +182,87 @@ def test_frequent_and_rare_tokens_are_taken_away_alike():
     for table in (match(dense), match(sparse)):
         i, j = table["feature_a"], table["feature_b"]
         np.testing.assert_allclose(table["similarity"], dense.similarity[i, j], atol=1e-12)
+
+
+# Some features alone.
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@settings(max_examples=30)
+@given(text=texts(), data=st.data())
+def test_the_correlations_of_some_features_are_those_of_the_whole(metric, text, data):
+    _, whole = both_ways(*text, metric)
+    a, b = (
+        np.array(data.draw(st.lists(st.integers(0, n - 1), unique=True)), dtype=np.int64)
+        for n in (len(whole.n_active_a), len(whole.n_active_b))
+    )
+    some = whole.among(a, b)
+    i, j = (x.ravel() for x in np.indices((len(a), len(b))))
+    for of_some, of_all in (
+        (some.similarity_of_pairs(i, j), whole.similarity_of_pairs(a[i], b[j])),
+        (some.pearson_of_pairs(i, j), whole.pearson_of_pairs(a[i], b[j])),
+        (some.n_active_a, whole.n_active_a[a]),
+        (some.n_active_b, whole.n_active_b[b]),
+        (some.pairable_a(2), whole.pairable_a(2)[a]),
+        (some.pairable_b(2), whole.pairable_b(2)[b]),
+    ):
+        np.testing.assert_array_equal(of_some, of_all)
+    assert some.n_tokens == whole.n_tokens
+    blocks = [block for _, block in some.blocks(np.arange(len(a)), np.arange(len(b)))]
+    if len(a):
+        expected = [block for _, block in whole.blocks(a, b)]
+        np.testing.assert_array_equal(np.concatenate(blocks), np.concatenate(expected))
+
+
+@pytest.mark.usefixtures("share_touched")
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("how", MATCHINGS)
+def test_matching_among_some_features_is_matching_of_their_columns(metric, how):
+    rng = np.random.default_rng(3)
+    n = 300
+    ids = rng.integers(0, 20, size=n)
+    a, b = (rng.exponential(size=(n, d)) * (rng.random((n, d)) < 0.2) for d in (40, 30))
+    whole = correlate(a, b, metric=metric, dense=False, token_ids=ids_for(metric, ids))
+    match(whole, how=how)  # whose lists must not be taken for those of the part
+    some_a, some_b = np.arange(5, 40, 3), np.arange(2, 30, 4)
+    parts = a[:, some_a], b[:, some_b]
+    alone = correlate(*parts, metric=metric, dense=False, token_ids=ids_for(metric, ids))
+    found = match(whole.among(some_a, some_b), how=how)
+    pd.testing.assert_frame_equal(found, match(alone, how=how), rtol=1e-12, atol=1e-12)
+
+
+def ids_for(metric: str, ids: np.ndarray) -> np.ndarray | None:
+    return ids if metric == "within_token" else None
+
+
+def test_rolled_tokens_stay_rolled_among_some_features():
+    rng = np.random.default_rng(4)
+    a, b = (rng.exponential(size=(50, 6)) * (rng.random((50, 6)) < 0.5) for _ in range(2))
+    order = np.roll(np.arange(50), 7)
+    whole = correlate(a, b, dense=False)
+    whole = replace(whole, order_b=order, rows_b=whole.rows_b.tokens(order))
+    some = whole.among(np.array([1, 4]), np.array([0, 5, 2]))
+    i, j = (x.ravel() for x in np.indices((2, 3)))
+    expected = np.corrcoef(a[:, [1, 4]].T, b[order][:, [0, 5, 2]].T)[:2, 2:]
+    np.testing.assert_allclose(some.pearson_of_pairs(i, j), expected.ravel(), atol=1e-12)
+    (block,) = (block for _, block in some.blocks(np.arange(2), np.arange(3)))
+    np.testing.assert_allclose(block, expected, atol=1e-12)
+
+
+@settings(max_examples=50)
+@given(text=texts(), data=st.data())
+def test_sums_of_some_features_are_those_of_their_columns(text, data):
+    acts, _, ids = text
+    columns = st.lists(st.integers(0, acts.shape[1] - 1), unique=True)
+    some = np.array(data.draw(columns), dtype=np.int64)
+    csr = as_csr(acts)
+    found, alone = TokenSums.of(csr, ids).of_some(some), TokenSums.of(csr[:, some], ids)
+    np.testing.assert_array_equal(found.token_ids, alone.token_ids)
+    np.testing.assert_array_equal(found.counts, alone.counts)
+    np.testing.assert_allclose(found.sums.toarray(), alone.sums.toarray(), rtol=1e-12)
+    np.testing.assert_allclose(found.explained_squares, alone.explained_squares, rtol=1e-12)
+    moments, of_columns = FeatureMoments.of(csr).of_some(some), FeatureMoments.of(csr[:, some])
+    assert moments.n_tokens == of_columns.n_tokens
+    np.testing.assert_array_equal(moments.n_active, of_columns.n_active)
+    np.testing.assert_allclose(moments.total, of_columns.total, rtol=1e-12)
+    np.testing.assert_allclose(moments.squares, of_columns.squares, rtol=1e-12)

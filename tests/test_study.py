@@ -170,6 +170,110 @@ def test_what_cannot_be_is_refused_with_the_way_out(
     assert words in str(raised.value)
 
 
+# Semantic subspaces.
+
+
+def test_subspaces_are_none_unless_asked_for_and_have_documented_defaults() -> None:
+    assert read().subspaces is None
+    assert read(subspaces=None).subspaces is None
+    subspaces = read(subspaces={}).subspaces
+    assert (subspaces.concepts, subspaces.unions, subspaces.phrases) == ("all", [], [])
+    assert (subspaces.membership, subspaces.top_words, subspaces.min_share) == ("top_words", 5, 0.5)
+    assert (subspaces.case, subspaces.inflected, subspaces.min_pairs) == ("smart", False, 10)
+    assert (subspaces.same_size, subspaces.n_phrases, subspaces.min_phrases) == (100, 200, 0.1)
+
+
+def test_inside_a_subspace_the_concept_stands_for_shared_tokens_and_correlation() -> None:
+    study = read(subspaces={}, filters={"min_active_tokens": 7, "max_non_concept_tokens": 1})
+    inside = study.subspaces.filters_in(study.filters)
+    assert (inside.min_active_tokens, inside.max_non_concept_tokens, inside.top_k) == (7, 1, 5)
+    assert (inside.min_shared_tokens, inside.min_correlation) == (None, None)
+    study = read(subspaces={"filters": {"min_correlation": 0.3}})
+    assert study.subspaces.filters_in(study.filters) == study.subspaces.filters
+    assert study.subspaces.filters.min_shared_tokens == 1
+
+
+def test_subspaces_written_out_read_back_as_themselves() -> None:
+    asked = {
+        "concepts": ["Emotions", "mine.txt"],
+        "unions": [["Emotions", "Time", "mine.txt"]],
+        "phrases": "all",
+        "membership": "mass",
+        "min_share": 1,
+        "filters": {"min_shared_tokens": None},
+    }
+    study = read(subspaces=asked)
+    assert study.subspaces.unions == [["Emotions", "Time", "mine.txt"]]
+    assert study.subspaces.phrases == "all"
+    assert read_study(study_mapping(study), folder=study.folder) == study
+
+
+@pytest.mark.parametrize(
+    ("subspaces", "error", "words"),
+    [
+        (
+            {"concept": ["Time"]},
+            UnknownNameError,
+            "unknown key of subspaces 'concept' (did you mean 'concepts'?)",
+        ),
+        ({"concepts": []}, StudyError, "subspaces.concepts must have at least one entry"),
+        ({"concepts": "Time"}, StudyError, "subspaces.concepts must be a list of texts or all"),
+        ({"top_words": 0}, StudyError, "subspaces.top_words must be at least 1, got 0"),
+        ({"min_pairs": 2}, StudyError, "subspaces.min_pairs must be at least 3, got 2"),
+        ({"same_size": 1}, StudyError, "subspaces.same_size must be at least 2, got 1"),
+        ({"n_phrases": 1}, StudyError, "subspaces.n_phrases must be at least 2, got 1"),
+        ({"min_share": 0.0}, StudyError, "subspaces.min_share must lie in (0, 1], got 0.0"),
+        ({"min_phrases": 1.5}, StudyError, "subspaces.min_phrases must lie in (0, 1], got 1.5"),
+        (
+            {"unions": [["Time"]]},
+            StudyError,
+            "subspaces.unions must list groups of two or more distinct concepts, got ['Time']",
+        ),
+        (
+            {"unions": [["Time", "Time"]]},
+            StudyError,
+            "subspaces.unions must list groups of two or more distinct concepts",
+        ),
+        (
+            {"phrases": [["Time", "Food", "Law"]]},
+            StudyError,
+            "subspaces.phrases must list groups of exactly two concepts, got ['Time', 'Food', 'L",
+        ),
+        (
+            {"phrases": [["Time"]]},
+            StudyError,
+            "subspaces.phrases must list groups of exactly two concepts, got ['Time']",
+        ),
+        (
+            {"membership": "top"},
+            StudyError,
+            "subspaces.membership must be one of top_words, mass, got 'top'",
+        ),
+        ({"case": "lower"}, StudyError, "subspaces.case must be one of smart, ignore, exact"),
+        (
+            {"filters": {"top_k": 0}},
+            StudyError,
+            "subspaces.filters.top_k must be at least 1, got 0",
+        ),
+        (
+            {"filters": {"min_correlation": 2.0}},
+            StudyError,
+            "subspaces.filters.min_correlation must lie in [-1, 1), got 2.0",
+        ),
+    ],
+)
+def test_subspaces_that_cannot_be_are_refused_with_the_way_out(
+    subspaces: dict[str, Any], error: type[Exception], words: str
+) -> None:
+    with pytest.raises(error) as raised:
+        read(subspaces=subspaces)
+    assert words in str(raised.value)
+
+
+def test_a_concept_may_follow_itself_in_a_phrase() -> None:
+    assert read(subspaces={"phrases": [["Time", "Time"]]}).subspaces.phrases == [["Time", "Time"]]
+
+
 def test_a_layer_without_an_sae_path_is_named() -> None:
     study = read(model_a={"name": "A", "saes": {0: "x", 2: "y"}})
     with pytest.raises(StudyError, match=r"layer 1 has none \(there are: 0, 2\)"):

@@ -124,7 +124,8 @@ def read_subspaces(study: SubspacesStudy, folder: Path) -> Subspaces:
         folder: Where relative paths of concept files start.
 
     Raises:
-        SaelignError: A concept that cannot be read, or two of one name.
+        SaelignError: A concept that cannot be read, two of one name, a union of a concept with
+            itself, or phrases of concepts that have the same single keyword.
     """
     known: dict[str, Concept] = {}
     names: dict[str, str] = {}
@@ -150,6 +151,18 @@ def read_subspaces(study: SubspacesStudy, folder: Path) -> Subspaces:
     phrases = pairs
     if study.phrases != EVERY:
         phrases = [(name_of(first), name_of(second)) for first, second in study.phrases]
+    for group in unions:
+        if len(set(group)) < len(group):
+            raise StudyError(
+                f"subspaces.unions must list groups of distinct concepts, {group[0]} stands twice "
+                f"in {list(group)}"
+            )
+    for first, second in phrases:
+        if len({*known[first].words, *known[second].words}) < 2:
+            raise StudyError(
+                f"subspaces.phrases must join two different keywords, {first} and {second} have "
+                f"{known[first].words[0]!r} alone"
+            )
     return Subspaces(
         study=study,
         concepts=tuple(known.values()),
