@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import scipy.sparse as sp
 from jaxtyping import Bool, Float64, Int
 
 from saelign.cells import (
+    SMALL,
     LayerPair,
     MatchedRows,
     Setting,
@@ -24,6 +26,7 @@ from saelign.cells import (
 )
 from saelign.concepts.occurrences import Occurrences, concept_features
 from saelign.correlation import SparseCorrelation, within_token_of_pairs
+from saelign.correlation.threads import one_core
 from saelign.errors import ActivationError, DegenerateError
 from saelign.layers import Layer
 from saelign.matching import Filters, filter_pairs, match, pairs_among
@@ -298,6 +301,7 @@ def scored(
                 strict=True,
             )
         ]
+    with one_core() if len(side.x) <= SMALL else nullcontext():
         drawn = group_scores(
             pair, measures, similarities, groups, str(where["matching"]), len(kept)
         )

@@ -1,12 +1,14 @@
 """Compiled loops on all cores."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 from jaxtyping import Int64, Integer
+from threadpoolctl import threadpool_limits
 
 PARTS_PER_THREAD = 4
 """Parts that work is cut into, so that a thread which meets more of it does not hold up others."""
@@ -17,6 +19,20 @@ def n_threads() -> int:
     import numba  # half a second
 
     return numba.get_num_threads()
+
+
+@contextmanager
+def one_core() -> Iterator[None]:
+    """Work so small that handing it to several threads costs more than it does."""
+    import numba  # half a second
+
+    n = numba.get_num_threads()
+    numba.set_num_threads(1)
+    try:
+        with threadpool_limits(1, user_api="blas"):
+            yield
+    finally:
+        numba.set_num_threads(n)
 
 
 def parts_of(work: Integer[np.ndarray, "row"]) -> Int64[np.ndarray, "boundary"]:

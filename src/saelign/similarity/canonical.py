@@ -71,7 +71,9 @@ def leading_components(
     else:
         gram = scatter_matrix(rows, mean)
     values, vectors = kept_eigenpairs(gram, n_components, variance, rows, len(rows))
-    directions = centred.T @ vectors / values if dual else vectors / np.sqrt(values)
+    if dual:
+        return Components(vectors, centred.T @ vectors / values)
+    directions = vectors / np.sqrt(values)
     return Components(projected(rows, mean, directions), directions)
 
 
