@@ -5,7 +5,7 @@
     run.grid("rsa", "calibrated")
 
 For arrays of one's own, no models needed: `correlate`, `match`, `score`. Names are imported when
-they are first used, so that `import saelign` costs nothing.
+they are first used, so that `import saelign` costs nothing. `saelign.concepts`: lists of keywords.
 """
 
 import importlib
@@ -66,6 +66,8 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name == "__version__":
         return importlib.metadata.version("saelign")
+    if name == "concepts":
+        return importlib.import_module("saelign.concepts")
     if name not in _WHERE:
         raise AttributeError(f"module 'saelign' has no attribute {name!r}")
     return getattr(importlib.import_module(f"saelign.{_WHERE[name]}"), name)

@@ -5,6 +5,7 @@
     mine = saelign.concepts.build_concept(
         "Feelings", ["emotion.n.01"], source=saelign.concepts.Wordnet.find()
     )
+    table = saelign.concepts.features_of([emotions, mine], acts, tokens, tokenizer)
 
 Names are imported when they are first used, for reading WordNet needs nothing but Python.
 """
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
         shipped_concepts,
         union,
     )
+    from saelign.concepts.occurrences import features_of
     from saelign.concepts.proposing import propose_concept
     from saelign.concepts.wn_library import WnLibrary, find_wordnet
     from saelign.concepts.wordnet import Synset, Wordnet
@@ -42,6 +44,7 @@ _WHERE = {
     "build": "building",
     "build_concept": "building",
     "check_concept": "checking",
+    "features_of": "occurrences",
     "find_wordnet": "wn_library",
     "load_concept": "concept",
     "propose_concept": "proposing",
@@ -63,6 +66,7 @@ __all__ = [
     "build",
     "build_concept",
     "check_concept",
+    "features_of",
     "find_wordnet",
     "load_concept",
     "propose_concept",

@@ -6,13 +6,16 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+import pandas as pd
 import scipy.sparse as sp
 from jaxtyping import Bool, Float64
 
 from saelign.concepts.concept import Concept
+from saelign.correlation.moments import Activations, as_csr
 from saelign.correlation.sparse import FeatureColumns
+from saelign.errors import ActivationError, ShapeError
 from saelign.features import top_rows
-from saelign.text import Words
+from saelign.text import Tokenizer, Tokens, Words, words_of
 from saelign.text.words import words_in
 
 Case = Literal["smart", "ignore", "exact"]
@@ -192,3 +195,62 @@ def inflections(word: str) -> set[str]:
     for stem in stems - ({word} if word.endswith("e") else set()):
         forms |= {stem + "ed", stem + "ing", stem + "er", stem + "est"}
     return forms
+
+
+def features_of(
+    concepts: Sequence[Concept],
+    acts: Activations,
+    tokens: Tokens,
+    tokenizer: Tokenizer,
+    *,
+    top_words: int = 5,
+    case: Case = "smart",
+    inflected: bool = False,
+) -> pd.DataFrame:
+    """Which features of a layer belong to concepts, for activations of one's own.
+
+    Args:
+        concepts: With distinct names.
+        acts: Kept tokens x features, not negative: scipy.sparse, numpy or torch.
+        tokens: What was read, as `saelign.text.tokenize` gives it.
+        tokenizer: Of the model.
+        top_words: How many of a feature's largest activations count.
+        case: Which spellings of keywords count.
+        inflected: Whether regular English forms of keywords count.
+
+    Returns:
+        A row for each concept and feature: `concept`, `feature`, `in_top_words` (whether a keyword
+        is among the words of its largest activations), `share` (of its activations on keywords; NaN
+        if it never fires).
+
+    Raises:
+        ShapeError: There is not one row of activations for each kept token.
+        ActivationError: An activation that is not finite, or negative.
+    """
+    by_token = as_csr(acts)
+    if by_token.shape[0] != tokens.n_tokens:
+        raise ShapeError(
+            f"activations must have a row for each of the {tokens.n_tokens} kept tokens, got "
+            f"{by_token.shape[0]}"
+        )
+    if (by_token.data < 0).any():
+        raise ActivationError(
+            "activations must not be negative to say what a feature fires on, got "
+            f"{by_token.data.min():.3g}: take those of an SAE after its nonlinearity"
+        )
+    by_feature = by_token.tocsc()
+    by_feature.sort_indices()
+    words = words_of(tokens, tokenizer)
+    occurrences = Occurrences.of(words, concepts, case=case, inflected=inflected)
+    belongs, share = concept_features(by_feature, occurrences, top_words=top_words)
+    names, features = np.meshgrid(
+        np.array(occurrences.names, dtype=object), np.arange(by_token.shape[1]), indexing="ij"
+    )
+    return pd.DataFrame(
+        {
+            "concept": names.ravel(),
+            "feature": features.ravel(),
+            "in_top_words": belongs.ravel(),
+            "share": share.ravel(),
+        }
+    )
