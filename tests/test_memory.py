@@ -14,6 +14,7 @@ from saelign.forecast import (
     forecast,
     grouped,
     memory_limit,
+    subspace_seconds,
 )
 from saelign.layers import Layer
 from saelign.shelf import Shelf
@@ -125,6 +126,16 @@ def test_decompositions_of_repeated_partners_are_reckoned_with():
     }
     assert seconds["pc1", "many_to_one"] > 20 * seconds["pc1", "one_to_one"]
     assert seconds["cka", "many_to_one"] == pytest.approx(seconds["cka", "one_to_one"])
+
+
+def test_groups_of_the_size_of_each_subspace_are_reckoned_with():
+    assert subspace_seconds(study()) == 0
+    few, many = (
+        subspace_seconds(study(subspaces={"same_size": n}, measures=["rsa", "cka"]))
+        for n in (100, 300)
+    )
+    assert many == pytest.approx(3 * few)
+    assert few > 0
 
 
 # The shelf.

@@ -196,6 +196,7 @@ def forecast(
     n_tokens: Sequence[int],
     n_positions: Sequence[int],
     limit: int,
+    n_subspaces: int = 0,
 ) -> Forecast:
     """What a study will take, from the sizes of its models, SAEs and text.
 
@@ -208,6 +209,7 @@ def forecast(
         n_tokens: Of each run.
         n_positions: Positions that the models read in each run.
         limit: Bytes of memory that it may take.
+        n_subspaces: Semantic subspaces that are scored in each layer pair.
 
     Raises:
         StudyError: The limit is less than the study can do with.
@@ -278,7 +280,7 @@ def forecast(
             for tokens, positions in zip(n_tokens, n_positions, strict=True)
         ),
         compare_seconds=sum(
-            cell_seconds(study, x, y, tokens)
+            cell_seconds(study, x, y, tokens) + n_subspaces * subspace_seconds(study)
             for a, b in comparisons
             for x in a.layers.values()
             for y in b.layers.values()
@@ -312,6 +314,14 @@ def cell_seconds(study: Study, a: LayerSize, b: LayerSize, n_tokens: int) -> flo
     return len(study.metrics) * (len(study.matching) * seconds + scoring) / n_cores
 
 
+def subspace_seconds(study: Study) -> float:
+    """One subspace of a layer pair: random groups of its size, each scored on one core."""
+    if study.subspaces is None:
+        return 0.0
+    n_scores = study.subspaces.same_size * len(study.measures) * len(study.matching)
+    return n_scores * SECONDS_A_GROUP
+
+
 def measure_seconds(
     study: Study, measure: MeasureStudy, n_pairs: int, d_a: int, d_b: int, *, repeats: bool
 ) -> float:
@@ -326,6 +336,9 @@ def measure_seconds(
         return once + n_shuffles * 2 * n_pairs * min(n_pairs, max(d_a, d_b)) ** 2 / rate
     return once + n_shuffles * n_pairs * 400 * SECONDS_AN_ENTRY
 
+
+SECONDS_A_GROUP = 2e-3
+"""For a measure of a random group of some 50 features: measured, 1 to 3 ms."""
 
 N_ROLLS = 2
 """Rolls of the documents that verdicts take their chance from."""

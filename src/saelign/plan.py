@@ -188,6 +188,7 @@ def check(study: Study, *, out: str | Path | None = None, memory: str | int | No
             n_tokens=[t.n_tokens for t in tokens],
             n_positions=[int(t.attended.sum()) for t in tokens],
             limit=limit,
+            n_subspaces=0 if subspaces is None else subspaces.n_subspaces,
         ),
         subspaces=subspaces,
     )
