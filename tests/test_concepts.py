@@ -354,7 +354,11 @@ def test_depth_instances_and_words_left_out_are_by_choice(feelings):
     assert words("feeling.n.01", depth=0) == ["feeling"]
     assert "glee" not in words("feeling.n.01", depth=1)
     # What lies deeper than the depth is still of the concept: it counts for what words mean.
-    assert "joy" in words("feeling.n.01", depth=1)
+    assert "bank" in words("state.n.01", depth=1)
+    # What is left out with its synset is not: half of what bank means is gone with the land.
+    assert "bank" in words("state.n.01")
+    assert "bank" not in words("state.n.01", without=["land.n.01"])
+    assert {"Peru", "glee"} <= set(words("land.n.01", "feeling.n.01"))
     assert "Peru" not in words("land.n.01", instances=False)
     assert "joy" not in words("feeling.n.01", without=["Joy"])
     below = words("feeling.n.01", without=["joy.n.01"])
