@@ -17,6 +17,7 @@ DEMO_FILES = {
     "config.json",
     "generation_config.json",
     "model.safetensors",
+    "concepts.yaml",
     "study.yaml",
     "text.safetensors",
     "tokenizer.json",
