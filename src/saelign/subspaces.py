@@ -213,8 +213,9 @@ def match_inside(
     counts = len(chosen[0]), len(chosen[1])
     note, pairs = "", no_pairs()
     if 0 in counts:
-        lacking = " and ".join(m for m, n in zip("AB", counts, strict=True) if n == 0)
-        note = f"{subspace.name} must have features in both models, model {lacking} has none here"
+        lacking = [f"model {side}" for side, n in zip("AB", counts, strict=True) if n == 0]
+        told = "neither has any" if len(lacking) == 2 else f"{lacking[0]} has none"
+        note = f"{subspace.name} must have features in both models, {told} here"
     else:
         try:
             pairs = match(
