@@ -158,9 +158,9 @@ def run(
     )
     write_table(agreement, plan.out / "agreement.parquet", csv=True)
     write_table(verdict_table(found.verdicts), plan.out / "verdicts.parquet", csv=True)
-    if plan.subspaces is not None:
-        write_subspaces(found, plan)
     info["warnings"] = warnings_of(cells, scores, layers)
+    if plan.subspaces is not None:
+        info["warnings"] += write_subspaces(found, plan)
     finished = Run(plan.out, info)
     write_subspace_tables(finished)
     write_figures(finished, progress=lambda done, total: progress("draw figures", done, total))
@@ -613,8 +613,8 @@ def verdict_table(tables: list[pd.DataFrame]) -> pd.DataFrame:
     return pd.concat(tables, ignore_index=True)[columns]
 
 
-def write_subspaces(found: Found, plan: Plan) -> None:
-    """Write the tables of semantic subspaces."""
+def write_subspaces(found: Found, plan: Plan) -> list[str]:
+    """Write the tables of semantic subspaces; gives what a reader ought to know before."""
     members = [row for rows in found.members.values() for row in rows]
     write_table(pd.DataFrame(members), plan.out / "subspace_features.parquet", csv=True)
     rows = pd.DataFrame([row for cell in found.subspaces for row in cell.rows])
@@ -626,6 +626,14 @@ def write_subspaces(found: Found, plan: Plan) -> None:
     write_table(scores, plan.out / "subspace_scores.parquet", csv=True)
     pairs = pd.DataFrame([row for cell in found.subspaces for row in cell.pairs])
     write_table(pairs, plan.out / "subspace_pairs.parquet")
+    own = scores[(scores["control"] == TRAINED) & scores["score"].notna()]
+    n = int(own["floor_limited"].sum())
+    if n == 0:
+        return []
+    return [
+        f"{n} of {len(own)} scores of subspaces are floor-limited: their p is the least that so few "
+        "shuffles or random groups allow; raise the numbers under nulls and subspaces.same_size"
+    ]
 
 
 def corrected(scores: pd.DataFrame, *, family: str = "subspace") -> pd.DataFrame:

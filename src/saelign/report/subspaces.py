@@ -63,6 +63,11 @@ def subspace_overview(run: Run, *, matching: str | None = None) -> list[Renderab
                 if UNTRAINED in set(rows["control"]):
                     title += "; below: untrained twins"
                 parts += [BLANK, Text(title, style="italic"), beating_table(rows, sizes, null)]
+        title = (
+            f"Of all layer pairs scored those with p < {SIGNIFICANCE}, not corrected, in percent: "
+        )
+        title += f"{100 * SIGNIFICANCE:.0f} by chance,\n{NAMES[null]}, {NAMES[SAME_SIZE]}; {name}"
+        parts += [BLANK, Text(title, style="italic"), share_table(of_scores, null)]
         is_asked = of_scores["kind"].isin(["union", "phrase"]) & (of_scores["combined"] != "")
         combined = of_scores[is_asked]
         if len(combined):
@@ -115,6 +120,27 @@ def beating_table(scores: pd.DataFrame, cells: pd.DataFrame, null: str) -> Rende
             counts = (of_measure[of_measure["control"] == c] for c in controls)
             row.append("\n".join(told_beating(of_control, null) for of_control in counts))
         table.add_row(str(subspace), *row)
+    return table
+
+
+def share_table(scores: pd.DataFrame, null: str) -> RenderableType:
+    """For each set of subspaces and measure how many p-values are small: together they may tell.
+
+    Args:
+        scores: Of one matching.
+        null: The strictest of the study.
+    """
+    table = plain_table("", *(str(name) for name in scores["measure"].unique()))
+    for told, kinds in SETS.values():
+        of_set = scores[scores["kind"].isin(kinds) & scores["score"].notna()]
+        for control in there(of_set, SHOWN):
+            row = []
+            for measure in scores["measure"].unique():
+                of_measure = of_set[(of_set["measure"] == measure) & (of_set["control"] == control)]
+                p = [of_measure.loc[of_measure["null"] == n, "p"] for n in (null, SAME_SIZE)]
+                small = [100 * (of_null < SIGNIFICANCE).mean() for of_null in p]
+                row.append(", ".join("-" if np.isnan(s) else f"{s:.0f}" for s in small))
+            table.add_row(f"{told.split(',')[0]}, {NAMES[control]}", *row)
     return table
 
 
