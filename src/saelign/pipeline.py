@@ -631,7 +631,7 @@ def write_subspaces(found: Found, plan: Plan) -> list[str]:
     if n == 0:
         return []
     return [
-        f"{n} of {len(own)} scores of subspaces are floor-limited: their p is the least that so few "
+        f"{n} of {len(own)} scores of subspaces are floor-limited: p is the least that so few "
         "shuffles or random groups allow; raise the numbers under nulls and subspaces.same_size"
     ]
 
