@@ -64,9 +64,9 @@ def subspace_overview(run: Run, *, matching: str | None = None) -> list[Renderab
                     title += "; below: untrained twins"
                 parts += [BLANK, Text(title, style="italic"), beating_table(rows, sizes, null)]
         title = (
-            f"Of all layer pairs scored those with p < {SIGNIFICANCE}, not corrected, in percent: "
+            f"Percent of layer pairs with p < {SIGNIFICANCE}, not corrected "
+            f"({100 * SIGNIFICANCE:.0f} by chance), {name}:\n{NAMES[null]}, {NAMES[SAME_SIZE]}"
         )
-        title += f"{100 * SIGNIFICANCE:.0f} by chance,\n{NAMES[null]}, {NAMES[SAME_SIZE]}; {name}"
         parts += [BLANK, Text(title, style="italic"), share_table(of_scores, null)]
         is_asked = of_scores["kind"].isin(["union", "phrase"]) & (of_scores["combined"] != "")
         combined = of_scores[is_asked]
