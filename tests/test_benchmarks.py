@@ -56,7 +56,9 @@ def test_the_table_has_its_columns_and_a_line_for_every_opponent(written):
         assert float(row["ratio"]) == pytest.approx(
             float(row["opponent_s"]) / float(row["ours_s"]), rel=1e-3
         )
-    assert rows[0]["how"].startswith("extrapolated from tokens = 1,000, 2,000, 4,000; a straight line")
+    assert rows[0]["how"].startswith(
+        "extrapolated from tokens = 1,000, 2,000, 4,000; a straight line"
+    )
 
 
 def test_the_table_for_people_has_the_machine_and_the_versions(written):
