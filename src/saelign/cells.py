@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Float, Float64
+from jaxtyping import Float, Float64, Int
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 from threadpoolctl import threadpool_limits
@@ -228,6 +228,16 @@ def match_layers(
         pairs = match(whole, how=matching, min_active_tokens=filters.min_active_tokens)
     except ActivationError as error:
         note, pairs = str(error), no_pairs()
+    pairs = filtered(pairs, pair, whole, filters)
+    for half, correlation in enumerate(halves):
+        tables.append(match_half(pair, half, correlation, filters, matching))
+    return Matched(pairs=pairs, halves=(tables[0], tables[1]), note=note)
+
+
+def filtered(
+    pairs: pd.DataFrame, pair: LayerPair, whole: SparseCorrelation, filters: Filters
+) -> pd.DataFrame:
+    """Pairs with their within-token correlation, `kept` and `reason`."""
     a, b = pairs["feature_a"].to_numpy(), pairs["feature_b"].to_numpy()
     within = within_token_of_pairs(
         whole.products_of_pairs(a, b),
@@ -240,7 +250,7 @@ def match_layers(
     )
     pairs.insert(3, "within_token", within)
     features = (pair.a.features, pair.b.features)
-    pairs = filter_pairs(
+    return filter_pairs(
         pairs,
         filters,
         top_tokens_a=features[0]["top_tokens"].to_list(),
@@ -248,9 +258,6 @@ def match_layers(
         n_non_concept_a=features[0]["n_non_concept"].to_list(),
         n_non_concept_b=features[1]["n_non_concept"].to_list(),
     )
-    for half, correlation in enumerate(halves):
-        tables.append(match_half(pair, half, correlation, filters, matching))
-    return Matched(pairs=pairs, halves=(tables[0], tables[1]), note=note)
 
 
 def match_half(
@@ -430,6 +437,30 @@ def matched_rows(pair: LayerPair, matched: Matched, matching: str, on: str) -> M
             else np.zeros((len(features), 1))
             for layer, features in ((pair.a, a), (pair.b, b))
         )
+    return in_order(pair, x, y, a, b, matching)
+
+
+def in_order(
+    pair: LayerPair,
+    x: Float[np.ndarray, "pair d_x"],
+    y: Float[np.ndarray, "pair d_y"],
+    a: Int[np.ndarray, "pair"],
+    b: Int[np.ndarray, "pair"],
+    matching: str,
+) -> MatchedRows:
+    """Rows of matched features, the side whose features may repeat as the second.
+
+    Args:
+        pair: The layers.
+        x: Rows of A.
+        y: Rows of B.
+        a: Which features of A these are.
+        b: Which of B.
+        matching: How they were matched.
+
+    Raises:
+        DegenerateError: Too few pairs, or nothing to compare.
+    """
     shuffled, held = pair.b, b
     is_swapped = matching == "one_to_many"  # the side that repeats is the one to be relabelled
     if is_swapped:

@@ -18,6 +18,8 @@ from saelign.cells import (
     MatchedRows,
     Setting,
     correlation_between,
+    filtered,
+    in_order,
     limited,
     no_pairs,
     score_row,
@@ -25,17 +27,16 @@ from saelign.cells import (
     unscored,
 )
 from saelign.concepts.occurrences import Occurrences, concept_features
-from saelign.correlation import SparseCorrelation, within_token_of_pairs
+from saelign.correlation import SparseCorrelation
 from saelign.correlation.threads import one_core
 from saelign.errors import ActivationError, DegenerateError
 from saelign.layers import Layer
-from saelign.matching import Filters, filter_pairs, match, pairs_among
+from saelign.matching import Filters, match, pairs_among
 from saelign.nulls import SIGNIFICANCE
 from saelign.phrases import Phrases
 from saelign.results import written
-from saelign.scoring import Score, check_rows
+from saelign.scoring import Score
 from saelign.similarity import MEASURES
-from saelign.similarity.partners import partners_of
 from saelign.study import MeasureStudy, rng_of
 from saelign.subspace_study import Subspaces
 
@@ -228,26 +229,7 @@ def match_inside(
         for features, letter in zip(chosen, "ab", strict=True)
     )
     pairs["feature_a"], pairs["feature_b"] = a, b
-    within = within_token_of_pairs(
-        whole.products_of_pairs(a, b),
-        whole.moments_a,
-        whole.moments_b,
-        pair.a.token_sums,
-        pair.b.token_sums,
-        a,
-        b,
-    )
-    pairs.insert(3, "within_token", within)
-    features = (pair.a.features, pair.b.features)
-    pairs = filter_pairs(
-        pairs,
-        filters,
-        top_tokens_a=features[0]["top_tokens"].to_list(),
-        top_tokens_b=features[1]["top_tokens"].to_list(),
-        n_non_concept_a=features[0]["n_non_concept"].to_list(),
-        n_non_concept_b=features[1]["n_non_concept"].to_list(),
-    )
-    return pairs, counts, note
+    return filtered(pairs, pair, whole, filters), counts, note
 
 
 def members_of(layer: Layer, name: str) -> Int[np.ndarray, "member"]:
@@ -321,17 +303,7 @@ def rows_of(
     pair: LayerPair, a: Int[np.ndarray, "pair"], b: Int[np.ndarray, "pair"], matching: str
 ) -> MatchedRows:
     """Decoder rows of some pairs, the side that repeats as the second."""
-    x, y, held, shuffled = pair.a.decoder[a], pair.b.decoder[b], b, pair.b
-    is_swapped = matching == "one_to_many"
-    if is_swapped:
-        x, y, held, shuffled = y, x, a, pair.a
-    x, y = check_rows(x, y)
-    return MatchedRows(
-        x=x,
-        partners=partners_of(y, held),
-        rates=shuffled.firing_rate[held],
-        is_swapped=is_swapped,
-    )
+    return in_order(pair, pair.a.decoder[a], pair.b.decoder[b], a, b, matching)
 
 
 class Similarities:
