@@ -16,6 +16,9 @@ from saelign.text import Words
 SPECIAL = "<|>"
 """In the texts below: a token that no keyword may reach across."""
 
+HYPHEN = "-"
+"""A token that stands between the words of one keyword."""
+
 
 def concept(*keywords: str, name: str = "test") -> Concept:
     return Concept(
@@ -27,14 +30,17 @@ def concept(*keywords: str, name: str = "test") -> Concept:
 
 
 def words_of_text(text: str) -> Words:
-    """A token a word; a word with | in it is of as many pieces. Other marks part words."""
+    """A token a word; one with | in it is of as many pieces. Marks part words, hyphens do not."""
     texts: list[str] = []
     before, unit_of, ends = [], [], []
     for unit, written in enumerate(text.split()):
         pieces = [written] if written == SPECIAL else written.split("|")
         texts.append("".join(pieces))
-        is_joined = unit > 0 and texts[-1].isalnum() and texts[-2].isalnum()
-        before.append(unit - 1 if is_joined else -1)
+        previous = unit - 1
+        while previous >= 0 and texts[previous] == HYPHEN:
+            previous -= 1
+        is_joined = previous >= 0 and texts[unit].isalnum() and texts[previous].isalnum()
+        before.append(previous if is_joined else -1)
         unit_of += [unit] * len(pieces)
         ends += [False] * (len(pieces) - 1) + [True]
     distinct = tuple(dict.fromkeys(texts))
@@ -115,6 +121,7 @@ def test_a_keyword_of_several_words_is_not_found_across_anything_else(between: s
 @pytest.mark.parametrize("keyword", ["self-respect", "self\u2011respect", "self'respect"])
 def test_a_hyphen_or_apostrophe_is_cut_in_keywords_as_in_texts(keyword: str) -> None:
     assert found_in("a self respect of his self", keyword) == ["respect!"]
+    assert found_in("a self - respect - of his self", keyword) == ["respect!"]
     assert found_in("self respects", keyword, inflected=True) == ["respects!"]
 
 
@@ -171,7 +178,7 @@ WORDS = ["new", "New", "york", "York", "cat", "cats", SPECIAL]
 
 
 @given(
-    text=st.lists(st.sampled_from(WORDS), max_size=30),
+    text=st.lists(st.sampled_from([*WORDS, HYPHEN]), max_size=30),
     keywords=st.lists(
         st.lists(st.sampled_from(WORDS[:-1]), min_size=1, max_size=3).map(" ".join), min_size=1
     ),
@@ -186,8 +193,9 @@ def test_occurrences_are_those_that_a_search_of_the_text_finds(
             expected = False
             for keyword in keywords:
                 wanted = keyword.split(" ")
-                stands = text[max(0, unit + 1 - len(wanted)) : unit + 1]
-                if (len(wanted) > 1) != several or SPECIAL in stands:
+                words = [word for word in text[: unit + 1] if word != HYPHEN]
+                stands = words[max(0, len(words) - len(wanted)) :]
+                if (len(wanted) > 1) != several or SPECIAL in stands or text[unit] == HYPHEN:
                     continue
                 flags = 0
                 if case == "ignore" or (case == "smart" and keyword == keyword.lower()):

@@ -864,6 +864,23 @@ def test_a_seed_gives_the_same_scores_and_no_subspace_moves_anothers(world: Worl
     ]  # one is exact
 
 
+def test_each_subspace_has_random_groups_of_its_own(noise: Noise) -> None:
+    study = study_of(measures=["cka"], nulls={"shuffle": 2}, subspaces={"same_size": 5})
+    a, b = (
+        replace(layer, members=dict.fromkeys("gh", np.isin(np.arange(130), pool[:20])))
+        for layer, pool in zip((noise.pair.a, noise.pair.b), noise.pools, strict=True)
+    )
+    cell = compare_subspaces(
+        setting_of(study),
+        replace(noise.pair, a=a, b=b),
+        subspaces_of(study.subspaces),
+        [listed_only("g"), listed_only("h")],
+    )
+    of_g, of_h = (row for row in cell.scores if row["null"] == SAME_SIZE)
+    assert of_g["score"] == of_h["score"]
+    assert of_g["null_mean"] != of_h["null_mean"]
+
+
 # Kept and read back.
 
 
