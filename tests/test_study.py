@@ -218,6 +218,8 @@ def test_subspaces_written_out_read_back_as_themselves() -> None:
         ),
         ({"concepts": []}, StudyError, "subspaces.concepts must have at least one entry"),
         ({"concepts": "Time"}, StudyError, "subspaces.concepts must be a list of texts or all"),
+        ({"unions": 3}, StudyError, "subspaces.unions must be a list of lists of texts or all"),
+        ("all", StudyError, "subspaces must be a mapping of keys or null, got 'all'"),
         ({"top_words": 0}, StudyError, "subspaces.top_words must be at least 1, got 0"),
         ({"min_pairs": 2}, StudyError, "subspaces.min_pairs must be at least 3, got 2"),
         ({"same_size": 1}, StudyError, "subspaces.same_size must be at least 2, got 1"),
@@ -263,11 +265,18 @@ def test_subspaces_written_out_read_back_as_themselves() -> None:
     ],
 )
 def test_subspaces_that_cannot_be_are_refused_with_the_way_out(
-    subspaces: dict[str, Any], error: type[Exception], words: str
+    subspaces: object, error: type[Exception], words: str
 ) -> None:
     with pytest.raises(error) as raised:
         read(subspaces=subspaces)
     assert words in str(raised.value)
+
+
+def test_subspaces_without_a_measure_on_decoder_rows_are_refused() -> None:
+    on_activations = [{"cka": {"on": "activations"}}]
+    with pytest.raises(StudyError, match=r"subspaces are scored on decoder rows, so at least one"):
+        read(subspaces={}, measures=on_activations)
+    assert read(subspaces={}, measures=[*on_activations, "cka"]).subspaces is not None
 
 
 def test_a_concept_may_follow_itself_in_a_phrase() -> None:

@@ -19,9 +19,9 @@ from transformers import PreTrainedTokenizerFast
 from conftest import lossless_sae, tiny_model, tiny_tokenizer
 from saelign import correlate, match
 from saelign.cells import LayerPair, Setting, correlation_between
-from saelign.concepts.concept import Concept, Keyword, shipped_concepts
+from saelign.concepts.concept import Concept, Keyword, save_concept, shipped_concepts
 from saelign.concepts.occurrences import Occurrences
-from saelign.errors import MissingFileError, StudyError
+from saelign.errors import MissingFileError, StudyError, UnknownNameError
 from saelign.layers import Layer, Reading, describe_layer, read_text_of_run
 from saelign.matching import MATCHINGS, Filters
 from saelign.phrases import Phrases
@@ -553,6 +553,17 @@ def test_all_is_every_shipped_concept_and_every_pair_of_those_asked_for(tmp_path
             r"phrases must join two different keywords, words and words have 'joy' alone",
         ),
         ({"concepts": ["none.txt"]}, MissingFileError, r"a concept must be shipped or a file"),
+        ({"concepts": ["Emotion"]}, UnknownNameError, r"unknown concept 'Emotion' \(did you mean"),
+        (
+            {"concepts": ["Time"], "unions": [["Time", "Emotoins"]]},
+            UnknownNameError,
+            r"unknown concept 'Emotoins' \(did you mean 'Emotions'\?\)",
+        ),
+        (
+            {"concepts": ["Time", "Law", "clash.yaml"], "unions": [["Time", "Law"]]},
+            StudyError,
+            r"subspaces must have distinct names, 'Time \+ Law' would be that of a concept as well",
+        ),
     ],
 )
 def test_concepts_that_cannot_be_are_refused_with_the_way_out(
@@ -561,6 +572,8 @@ def test_concepts_that_cannot_be_are_refused_with_the_way_out(
     for folder, word in (("one", "joy"), ("two", "woe")):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "words.txt").write_text(word)
+    named = Concept(name="Time + Law", version="1", about="", keywords=concept("x", ["y"]).keywords)
+    save_concept(named, tmp_path / "clash.yaml")
     with pytest.raises(error, match=words):
         read_subspaces(SubspacesStudy(**asked), tmp_path)
 

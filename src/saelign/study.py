@@ -420,6 +420,8 @@ def read_value(kind: Any, value: object, where: str) -> Any:
 
 def told_type(kind: Any) -> str:
     """An annotation in words."""
+    if dataclasses.is_dataclass(kind):
+        return "a mapping of keys"
     words = {
         str: "text",
         int: "a whole number",
@@ -433,7 +435,10 @@ def told_type(kind: Any) -> str:
     if origin is Literal:
         return "one of " + ", ".join(str(a) for a in arguments) if arguments[1:] else arguments[0]
     if origin is list:
-        return f"a list of {told_type(arguments[0]).removeprefix('a ')}s"
+        inner = told_type(arguments[0]).removeprefix("a ")
+        # Of a list that holds lists it is these that are several.
+        is_list = inner.startswith("list of ")
+        return f"a list of {inner.replace('list', 'lists', 1) if is_list else f'{inner}s'}"
     if origin is dict:
         return "a mapping"
     return words.get(kind, str(kind))
@@ -509,6 +514,11 @@ def check_study(study: Study) -> None:
     check_controls(study)
     if study.subspaces is not None:
         study.subspaces.check()
+        if all(measure.on == "activations" for measure in study.measures):
+            raise StudyError(
+                "subspaces are scored on decoder rows, so at least one measure must be; all are on "
+                "activations: add one, such as rsa"
+            )
 
 
 def filter_limits(where: str, filters: Filters) -> list[tuple[str, int | None, int]]:

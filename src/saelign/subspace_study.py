@@ -163,6 +163,16 @@ def read_subspaces(study: SubspacesStudy, folder: Path) -> Subspaces:
                 f"subspaces.phrases must join two different keywords, {first} and {second} have "
                 f"{known[first].words[0]!r} alone"
             )
+    single = dict.fromkeys(name for pair in phrases for name in pair)
+    made = [" + ".join(union) for union in dict.fromkeys(unions)]
+    made += [" ".join(p) for p in dict.fromkeys(q for a, b in phrases for q in ((a, b), (b, a)))]
+    made += [f"{name} alone" for name in single]
+    clash = next((name for name in made if name in known or made.count(name) > 1), None)
+    if clash is not None:
+        raise StudyError(
+            f"subspaces must have distinct names, {clash!r} would be that of a concept as well as "
+            "of a union or phrase: rename the concept in its file"
+        )
     return Subspaces(
         study=study,
         concepts=tuple(known.values()),

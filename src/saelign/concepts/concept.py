@@ -194,7 +194,7 @@ def concept_file(name: str | Path, *, folder: Path | None = None) -> Path:
     path = path if folder is None else folder / path
     if path.is_file():
         return path
-    if path.suffix.lower() in (".yaml", ".yml", ".txt") or len(path.parts) > 1:
+    if path.suffix.lower() in (".yaml", ".yml", ".txt") or len(Path(name).parts) > 1:
         raise MissingFileError(f"a concept must be shipped or a file, {path} is neither")
     raise UnknownNameError.of("concept", str(name), shipped_concepts())
 
