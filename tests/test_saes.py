@@ -198,7 +198,7 @@ def test_a_file_whose_tensors_do_not_fit_is_refused(tmp_path):
 def test_what_is_not_there_is_named(tmp_path):
     with pytest.raises(MissingFileError, match=r"nowhere is not there"):
         load_sae(tmp_path / "nowhere")
-    with pytest.raises(MissingFileError, match=r"cfg\.json and sae_weights.* lacks cfg\.json"):
+    with pytest.raises(MissingFileError, match=r"holds nothing; known are: .*saelens \(cfg\.json"):
         load_sae(tmp_path)
     path = saelens(tmp_path)
     (path / "sae_weights.safetensors").unlink()
@@ -209,9 +209,9 @@ def test_what_is_not_there_is_named(tmp_path):
 def test_a_saelens_configuration_that_is_not_supported_is_refused(tmp_path):
     for cfg, error, words in (
         (
-            {"architecture": "gated"},
+            {"architecture": "temporal"},
             UnknownNameError,
-            r"architecture .*'gated'.* jumprelu, standard",
+            r"architecture .*'temporal'.* jumprelu, standard",
         ),
         ({"activation_fn": "tanh-relu"}, UnknownNameError, r"activation_fn .* 'tanh-relu'"),
         ({"normalize_activations": "l2"}, UnknownNameError, r"normalize_activations .* 'l2'"),

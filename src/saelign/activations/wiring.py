@@ -56,7 +56,7 @@ def check_dimensions(sae: SAE | SaeInfo, layer: int, *, d_model: int, n_layers: 
     if sae.d_model != d_model:
         raise WiringError(
             f"an SAE must be as wide as its model, {sae.source} reads {sae.d_model} dimensions "
-            f"and the model has {d_model}: it belongs to another model"
+            f"and the model has {d_model}: it belongs to {sae.model or 'another model'}"
         )
     if sae.layer is not None and sae.layer != layer:
         raise WiringError(

@@ -37,6 +37,7 @@ class SAE:
         normalize: What is done to the input first, and undone to the reconstruction.
         hook_name: The site it was trained at, as it says itself.
         layer: The block after which it reads, as it says itself; -1 is what enters block 0.
+        model: The model that it was trained on, as it says itself.
         sha256: The hash of its files.
         source: Where it was loaded from.
     """
@@ -54,6 +55,7 @@ class SAE:
     layer: int | None
     sha256: str
     source: str
+    model: str | None = None
 
     @property
     def d_model(self) -> int:

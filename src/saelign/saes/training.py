@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn.functional import embedding_bag, normalize
 
 from saelign.errors import ActivationError, FormatError, ShapeError, StorageError
-from saelign.saes.loading import _layer_of
+from saelign.saes.formats.reading import layer_of
 from saelign.saes.sae import SAE, encode, in_parts, reconstruct_from
 
 _WARM_UP_STEPS = 50
@@ -90,7 +90,7 @@ def train_sae(
     if held_out is None:
         acts, held_out = acts.tensor_split([len(acts) - len(acts) // 20])
     source = f"trained on {len(acts):,} tokens, {d_sae:,} features, k {k}, seed {seed}"
-    layer = _layer_of(hook_name, Path(source))
+    layer = layer_of(hook_name, Path(source))
     if not 1 <= k <= d_sae:
         raise ShapeError(f"k must be from 1 to d_sae, {d_sae:,}, got {k}")
     _check(acts, acts.shape[1], batch_tokens)

@@ -1,0 +1,109 @@
+"""SAELens: `cfg.json` and `sae_weights.safetensors`."""
+
+from typing import Any, cast
+
+import torch
+
+from saelign.errors import FormatError, UnknownNameError
+from saelign.saes.formats.reading import (
+    Architecture,
+    Files,
+    Layout,
+    SaeInfo,
+    Tensors,
+    check_k,
+    check_shapes,
+    fold_decoder_norms,
+    layer_of,
+    read_config,
+    read_shapes,
+    read_tensors,
+    renamed,
+    ungated,
+)
+from saelign.saes.formats.single_file import JUMPRELU, STANDARD
+from saelign.saes.sae import Activation, Normalization
+
+ARCHITECTURES = ("gated", "jumprelu", "standard", "topk")
+NORMALIZATIONS = ("constant_norm_rescale", "layer_norm", "none")
+UNFOLDED = ("covariance_whitening", "expected_average_only_in")
+
+_GATED = ("W_enc", "b_gate", "b_mag", "r_mag", "W_dec", "b_dec")
+_LAYOUTS = {
+    "standard": STANDARD,
+    "topk": STANDARD,
+    "jumprelu": JUMPRELU,
+    "gated": Layout(names={name: name for name in _GATED}),
+}
+_ACTIVATIONS: dict[str, Activation] = {
+    "standard": "relu",
+    "topk": "topk",
+    "jumprelu": "jumprelu",
+    "gated": "jumprelu",
+}
+_SCALING = (
+    "an SAE with a fine-tuning scaling factor is not supported, {path} has one: "
+    "fold it into the decoder and save the SAE again"
+)
+
+
+def inspect(files: Files) -> SaeInfo:
+    """What the folder says of itself, in the words of any version of SAELens."""
+    path = files.path
+    cfg = read_config(files)
+    # Until version 6 the site stood at the top and TopK was an activation function of "standard".
+    metadata: dict[str, Any] = {**cfg, **(cfg.get("metadata") or {})}
+    function = cfg.get("activation_fn", cfg.get("activation_fn_str")) or "relu"
+    architecture = cfg.get("architecture", "standard")
+    k = cfg.get("k")
+    if architecture == "standard" and function == "topk":
+        architecture = "topk"
+    if architecture == "topk" and k is None:
+        k = (cfg.get("activation_fn_kwargs") or {}).get("k")
+    if architecture not in ARCHITECTURES:
+        raise UnknownNameError.of(f"SAE architecture in {path}:", architecture, ARCHITECTURES)
+    if architecture != "topk" and function != "relu":
+        raise UnknownNameError.of(f"activation_fn in {path}:", function, ("relu", "topk"))
+    normalize = cfg.get("normalize_activations") or "none"
+    normalize = "expected_average_only_in" if normalize is True else normalize
+    if normalize in UNFOLDED:
+        raise FormatError(
+            f"{path} normalises its input by {normalize!r}, whose statistics are not in its files: "
+            "fold them into the weights with SAELens and save the SAE again"
+        )
+    if normalize not in NORMALIZATIONS:
+        raise UnknownNameError.of(f"normalize_activations in {path}:", normalize, NORMALIZATIONS)
+    if cfg.get("finetuning_scaling_factor"):
+        raise FormatError(_SCALING.format(path=path))
+    shapes, _ = read_shapes(files.weights)
+    shapes.pop("scaling_factor", None)
+    d_model, d_sae = check_shapes(files.weights, shapes, _LAYOUTS[architecture])
+    hook_name = metadata.get("hook_name", metadata.get("hook_point"))
+    return SaeInfo(
+        d_model=d_model,
+        d_sae=d_sae,
+        layer=layer_of(hook_name, path),
+        hook_name=hook_name,
+        model=metadata.get("model_name"),
+        format="saelens",
+        architecture=cast("Architecture", architecture),
+        activation=_ACTIVATIONS[architecture],
+        k=check_k(files, k, d_sae) if architecture == "topk" else None,
+        apply_b_dec_to_input=bool(cfg.get("apply_b_dec_to_input", True)),
+        normalize=cast("Normalization", normalize),
+        rescale_by_decoder_norm=architecture == "topk"
+        and bool(cfg.get("rescale_acts_by_decoder_norm", False)),
+        source=str(path),
+    )
+
+
+def load(files: Files, info: SaeInfo, device: str) -> Tensors:
+    """Its tensors, decoder norms and gates folded."""
+    theirs = read_tensors(files.weights, device=device)
+    scaling = theirs.get("scaling_factor")
+    if scaling is not None and not torch.allclose(scaling, torch.ones_like(scaling)):
+        raise FormatError(_SCALING.format(path=files.path))
+    tensors = renamed(theirs, _LAYOUTS[info.architecture], info.d_sae)
+    if info.architecture == "gated":
+        return ungated(tensors)
+    return fold_decoder_norms(tensors) if info.rescale_by_decoder_norm else tensors
