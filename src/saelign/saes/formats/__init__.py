@@ -5,7 +5,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from saelign.errors import FormatError, MissingFileError
-from saelign.saes.formats import gemma_scope, saelens, single_file
+from saelign.saes.formats import (
+    dictionary_learning,
+    gemma_scope,
+    openmoss,
+    saelens,
+    single_file,
+    sparsify,
+)
 from saelign.saes.formats.reading import Files, SaeInfo, Tensors
 
 
@@ -39,6 +46,27 @@ FORMATS = {
         inspect=saelens.inspect,
         load=saelens.load,
     ),
+    "sparsify": Format(
+        layouts=(("cfg.json", "sae.safetensors"),), inspect=sparsify.inspect, load=sparsify.load
+    ),
+    "dictionary_learning": Format(
+        layouts=(("config.json", "ae.pt"),),
+        inspect=dictionary_learning.inspect,
+        load=dictionary_learning.load,
+    ),
+    "openmoss": Format(
+        layouts=tuple(
+            (config, weights)
+            for config in ("hyperparams.json", "config.json")
+            for weights in (
+                "sae_weights.safetensors",
+                "checkpoints/pruned.safetensors",
+                "checkpoints/final.safetensors",
+            )
+        ),
+        inspect=openmoss.inspect,
+        load=openmoss.load,
+    ),
 }
 """By name; a folder is of the first whose files it holds."""
 
@@ -56,7 +84,10 @@ def recognise(path: Path) -> tuple[Format, Files]:
         raise MissingFileError(f"an SAE must be a file or a folder, {path} is not there")
     for format_ in FORMATS.values():
         for config, weights in format_.layouts:
-            folder = path if path.is_dir() else path.parents[weights.count("/")]
+            depth = weights.count("/")
+            if not path.is_dir() and len(path.parents) <= depth:
+                continue
+            folder = path if path.is_dir() else path.parents[depth]
             files = Files(
                 path=path,
                 config=None if config is None else folder / config,

@@ -3,7 +3,9 @@
 import json
 import pickle
 import re
+import warnings
 import zipfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -164,16 +166,20 @@ def read_pickle(weights: Path) -> Tensors:
         FormatError: It cannot be read, would run code, or is no state dict.
     """
     try:
-        state: Any = torch.load(weights, map_location="cpu", weights_only=True, mmap=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of torch, about pickles that are then refused
+            state: Any = torch.load(
+                weights, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(weights)
+            )
     except pickle.UnpicklingError as error:
         raise FormatError(
             f"{weights} must hold tensors only, it holds Python objects, which would run code when "
             "read: refused; save its state dict again"
         ) from error
-    except (RuntimeError, OSError, EOFError, ValueError) as error:
+    # What the weights-only unpickler raises on bytes that are no pickle depends on the bytes.
+    except (RuntimeError, OSError, EOFError, ValueError, LookupError, TypeError) as error:
         raise FormatError(
-            f"{weights} must be a whole file as torch.save writes it, it is not (half "
-            f"downloaded?): {str(error).splitlines()[0]}"
+            f"{weights} must be a whole file as torch.save writes it, it is not (half downloaded?)"
         ) from error
     if not isinstance(state, dict) or not all(isinstance(t, Tensor) for t in state.values()):
         raise FormatError(
@@ -203,7 +209,7 @@ def read_tensors(weights: Path, *, device: str) -> Tensors:
             name: tensor.to(device=device, dtype=torch.float32, copy=weights.suffix == ".pt")
             for name, tensor in tensors.items()
         }
-    except (zipfile.BadZipFile, SafetensorError, OSError, EOFError) as error:
+    except (zipfile.BadZipFile, zlib.error, SafetensorError, OSError, EOFError) as error:
         raise FormatError(f"{weights} must be a whole file, it is not: {error}") from error
     for name, tensor in tensors.items():
         if not torch.isfinite(tensor).all():
