@@ -1,6 +1,7 @@
 """From text to verdict, on the two trained models that ship; and what stops it."""
 
 import dataclasses
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -159,6 +160,33 @@ def test_a_second_run_gives_the_same_numbers_without_running_the_models(
     monkeypatch.setattr(saelign.pipeline, "load_model", refuse)
     again = run(small_study(store), out=tmp_path / "again")
     pd.testing.assert_frame_equal(again.scores, finished.scores)
+
+
+def test_the_same_saes_in_published_formats_give_the_same_scores(
+    finished: Run, store: Path, tmp_path: Path
+) -> None:
+    study = small_study(store, measures=[MeasureStudy(name="rsa")])
+    weights_a = load_file(study.model_a.sae_path(4, study.folder))
+    scope = tmp_path / "gemma-scope-2b-pt-res" / "layer_4" / "width_16k" / "average_l0_12"
+    scope.mkdir(parents=True)
+    np.savez(scope / "params.npz", **{n: t.float().numpy() for n, t in weights_a.items()})
+    weights_b = load_file(study.model_b.sae_path(5, study.folder))
+    trainer = tmp_path / "resid_post_layer_5" / "trainer_0"
+    trainer.mkdir(parents=True)
+    torch.save(weights_b, trainer / "ae.pt")
+    config = {"dict_class": "JumpReluAutoEncoder", "layer": 5, "lm_name": "demo-b"}
+    (trainer / "config.json").write_text(json.dumps({"trainer": config}))
+    study = dataclasses.replace(
+        study,
+        model_a=dataclasses.replace(study.model_a, layers=[4], saes={4: str(scope)}),
+        model_b=dataclasses.replace(study.model_b, layers=[5], saes={5: str(trainer)}),
+        matching=["one_to_one"],
+    )
+    published = run(study, out=tmp_path / "published")
+    assert published.grid("rsa").loc[4, 5] == finished.grid("rsa").loc[4, 5]
+    moved = dataclasses.replace(study.model_a, layers=[1], saes={1: str(scope)})
+    with pytest.raises(WiringError, match=r"'blocks\.4\.hook_resid_post' .*: read it at 4"):
+        check(dataclasses.replace(study, model_a=moved))
 
 
 def test_another_seed_draws_other_documents(store: Path) -> None:
