@@ -653,6 +653,24 @@ def test_a_gemma_scope_2_that_is_no_sae_of_the_residual_stream_is_refused(
         inspect_sae(gemma_scope_2(**changes).write(tmp_path))
 
 
+def test_gemma_scope_2_without_a_configuration_is_told_by_its_folders(tmp_path):
+    sae = gemma_scope_2()
+    site = tmp_path / "models--google--gemma-scope-2-4b-it" / "snapshots" / "0"
+    names = ("resid_post_all/layer_10_width_262k_l0_small", "mlp_out_all/layer_10_width_16k_l0_big")
+    for name in names:
+        (site / name).mkdir(parents=True)
+        save_file(sae.arrays, site / name / "params.safetensors")
+    info = inspect_sae(site / names[0])
+    assert (info.layer, info.model) == (10, "google/gemma-3-4b-it")
+    acts = encode(load_sae(site / names[0]), torch.from_numpy(X))
+    np.testing.assert_allclose(acts, sae.formula(X)[0], atol=1e-4)
+    with pytest.raises(FormatError, match=r"residual stream .* reads 'mlp_out_all of layer_10_"):
+        inspect_sae(site / names[1])
+    (tmp_path / "mine").mkdir()
+    save_file(sae.arrays, tmp_path / "mine" / "params.safetensors")
+    assert inspect_sae(tmp_path / "mine").layer is None
+
+
 @pytest.mark.parametrize(
     ("folder", "layer"),
     [

@@ -37,7 +37,7 @@ FORMATS = {
         layouts=((None, "params.npz"),), inspect=gemma_scope.inspect, load=gemma_scope.load
     ),
     "gemma_scope_2": Format(
-        layouts=(("config.json", "params.safetensors"),),
+        layouts=(("config.json", "params.safetensors"), (None, "params.safetensors")),
         inspect=gemma_scope.inspect_2,
         load=gemma_scope.load_2,
     ),

@@ -7,6 +7,7 @@ Gemma 2", section 2; the model cards of the releases.
 """
 
 import re
+from typing import Any
 
 from saelign.errors import FormatError, UnknownNameError
 from saelign.saes.formats.reading import (
@@ -76,11 +77,14 @@ def load(files: Files, info: SaeInfo, device: str) -> Tensors:
 def inspect_2(files: Files) -> SaeInfo:
     """What a folder of Gemma Scope 2 says of itself.
 
+    Some folders on the hub have no configuration; then the names of the folders say the rest, such
+    as `gemma-scope-2-1b-pt/resid_post_all/layer_10_width_262k_l0_small`.
+
     Raises:
         FormatError: A transcoder, or with an affine connection beside the features.
         UnknownNameError: Another architecture than `jump_relu`.
     """
-    config = read_config(files)
+    config = _from_folders(files) if files.config is None else read_config(files)
     architecture = config.get("architecture", "jump_relu")
     if architecture != "jump_relu":
         raise UnknownNameError.of(f"architecture in {files.path}:", architecture, ("jump_relu",))
@@ -118,3 +122,17 @@ def inspect_2(files: Files) -> SaeInfo:
 def load_2(files: Files, info: SaeInfo, device: str) -> Tensors:
     """Its tensors."""
     return renamed(read_tensors(files.weights, device=device), _LAYOUT_2, info.d_sae)
+
+
+def _from_folders(files: Files) -> dict[str, Any]:
+    parts = files.weights.absolute().parts[:-1]
+    config: dict[str, Any] = {}
+    for part in parts:
+        if found := re.search(r"gemma-scope-2-(\w+-(?:pt|it))$", part):
+            config["model_name"] = f"google/gemma-3-{found[1]}"
+    if found := re.match(r"layer_(\d+)_width_", parts[-1]):
+        site = parts[-2]
+        is_residual = site in ("resid_post", "resid_post_all")
+        hook_name = f"model.layers.{found[1]}.output" if is_residual else f"{site} of {parts[-1]}"
+        config["hf_hook_point_in"] = hook_name
+    return config

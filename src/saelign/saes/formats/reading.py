@@ -220,10 +220,10 @@ def read_tensors(weights: Path, *, device: str) -> Tensors:
 
 
 def renamed(tensors: Tensors, layout: Layout, d_sae: int) -> Tensors:
-    """The tensors under our names, the way ours lie."""
+    """The tensors under our names, the way ours lie; taken out of `tensors`, to save memory."""
     ours: Tensors = {}
     for name, theirs in layout.names.items():
-        tensor = tensors[theirs]
+        tensor = tensors.pop(theirs)
         if name in layout.transposed:
             tensor = tensor.T
         if name in layout.scalars:
