@@ -882,3 +882,52 @@ def test_an_sae_of_another_width_names_the_model_it_belongs_to(tmp_path):
         check_dimensions(info, 17, d_model=16, n_layers=26)
     with pytest.raises(WiringError, match=r"says 'model\.layers\.17\.output' .*: read it at 17"):
         check_dimensions(info, 3, d_model=6, n_layers=26)
+
+
+def randomized(module: torch.nn.Module) -> torch.nn.Module:
+    generator = torch.Generator().manual_seed(1)
+    for parameter in module.parameters():
+        parameter.data = torch.randn(parameter.shape, generator=generator)
+    return module
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", [name for name in ALL if ALL[name].format.startswith("dict")])
+def test_dictionary_learning_itself_computes_the_same(tmp_path, name):
+    trainers = "dictionary_learning.trainers"
+    module = pytest.importorskip(
+        {
+            "AutoEncoderTopK": f"{trainers}.top_k",
+            "BatchTopKSAE": f"{trainers}.batch_top_k",
+            "MatryoshkaBatchTopKSAE": f"{trainers}.matryoshka_batch_top_k",
+        }.get(name, "dictionary_learning.dictionary")
+    )
+    sizes = [K] if "TopK" in name else []
+    groups = [[8, 12]] if "Matryoshka" in name else []
+    made = randomized(getattr(module, name)(D_MODEL, D_SAE, *sizes, *groups))
+    if "Batch" in name:
+        made.threshold.fill_(1.5)
+    folder = ALL[name].write(tmp_path)
+    torch.save(made.state_dict(), folder / "ae.pt")
+    theirs, ours = type(made).from_pretrained(str(folder / "ae.pt")), load_sae(folder)
+    x = torch.from_numpy(X)
+    with torch.no_grad():
+        torch.testing.assert_close(encode(ours, x), theirs.encode(x), atol=2e-4, rtol=1e-4)
+        torch.testing.assert_close(reconstruct(ours, x), theirs(x), atol=2e-4, rtol=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_sparsify_itself_computes_the_same(tmp_path):
+    coders = pytest.importorskip("sparsify.sparse_coder")
+    x = torch.from_numpy(X)
+    for k in (1, K, D_SAE):
+        cfg = coders.SparseCoderConfig(num_latents=D_SAE, k=k)
+        theirs = randomized(coders.SparseCoder(D_MODEL, cfg))
+        theirs.save_to_disk(tmp_path / f"layers.{k}")
+        ours = load_sae(tmp_path / f"layers.{k}")
+        with torch.no_grad():
+            chosen = theirs.encode(x)
+            acts = torch.zeros(len(x), D_SAE).scatter_(1, chosen.top_indices, chosen.top_acts)
+            back = theirs.decode(chosen.top_acts, chosen.top_indices)
+        torch.testing.assert_close(encode(ours, x), acts, atol=2e-4, rtol=1e-4)
+        torch.testing.assert_close(reconstruct(ours, x), back, atol=2e-4, rtol=1e-4)

@@ -252,7 +252,7 @@ def test_saelens_itself_computes_the_same(tmp_path):
     sae_lens = pytest.importorskip("sae_lens")
     close = {"atol": 2e-4, "rtol": 1e-4}
     for architecture, normalize, subtract, rescale in itertools.product(
-        ("standard", "topk", "jumprelu"),
+        ("standard", "topk", "jumprelu", "gated"),
         ("none", "layer_norm", "constant_norm_rescale"),
         (True, False),
         (True, False),
@@ -262,7 +262,11 @@ def test_saelens_itself_computes_the_same(tmp_path):
             options |= {"k": K, "rescale_acts_by_decoder_norm": rescale}
         sae_class, cfg_class = sae_lens.registry.get_sae_class(architecture)
         theirs = sae_class(cfg_class(normalize_activations=normalize, **options))
-        theirs.load_state_dict(tensors(threshold=architecture == "jumprelu"))
+        weights = tensors(threshold=architecture == "jumprelu")
+        if architecture == "gated":
+            bias = weights.pop("b_enc")
+            weights |= {"b_gate": bias, "b_mag": bias.flip(0), "r_mag": bias / 4}
+        theirs.load_state_dict(weights)
         theirs.save_model(tmp_path)
         ours = load_sae(tmp_path)
         with torch.no_grad():
