@@ -35,7 +35,7 @@ class SaeInfo:
         layer: The block after which it reads; -1 is what enters block 0; None: it does not say.
         hook_name: The site in its own words; None: it does not say.
         model: The model that it was trained on, in its own words; None: it does not say.
-        format: One of the names in `FORMATS`.
+        format: One of the names in `FORMATS`, or `safetensors` for one file.
         architecture: As published.
         activation: What computes the same: BatchTopK with its threshold and gated SAEs are
             `jumprelu`.
