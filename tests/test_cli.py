@@ -654,7 +654,7 @@ BAD = {
     ),
     "a missing SAE": Bad(
         study={"model_a": {"saes": "sae/layer_{layer}.safetensors"}},
-        says="an SAE must be a file or a SAELens folder, {here}/sae/layer_1.safetensors is not "
+        says="an SAE must be a file or a folder, {here}/sae/layer_1.safetensors is not "
         "there",
     ),
     "an SAE that is no safetensors file": Bad(
