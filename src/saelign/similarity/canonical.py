@@ -64,15 +64,17 @@ def leading_components(
         DegenerateError: The rows do not have so many components.
     """
     mean = rows.mean(axis=0)
-    dual = len(rows) < rows.shape[1]
-    if dual:  # few rows: they may be copied
+    about: dict[str, Any] = {
+        "n_components": n_components,
+        "variance": variance,
+        "rows": rows,
+        "n_rows": len(rows),
+    }
+    if len(rows) < rows.shape[1]:  # few rows: they may be copied
         centred = rows - mean
-        gram = centred @ centred.T
-    else:
-        gram = scatter_matrix(rows, mean)
-    values, vectors = kept_eigenpairs(gram, n_components, variance, rows, len(rows))
-    if dual:
+        values, vectors = kept_eigenpairs(centred @ centred.T, **about)
         return Components(vectors, centred.T @ vectors / values)
+    values, vectors = kept_eigenpairs(scatter_matrix(rows, mean), **about)
     directions = vectors / np.sqrt(values)
     return Components(projected(rows, mean, directions), directions)
 
@@ -138,18 +140,22 @@ class RelabelledRows:
         n_pairs = int(self.counts.sum())
         added = self.rows[permutation[self.repeating]]
         mean = self.extra @ added / n_pairs  # the rows themselves have the mean 0
+        about: dict[str, Any] = {
+            "n_components": n_components,
+            "variance": variance,
+            "rows": self.rows,
+            "n_rows": n_pairs,
+        }
         if self.is_dual:
             gram = self.gram[np.ix_(permutation, permutation)]
             with_mean = self.rows[permutation] @ mean
             gram -= with_mean[:, None] + with_mean[None, :] - mean @ mean
             root = np.sqrt(self.counts)
-            gram *= root[:, None] * root[None, :]
-        else:
-            added = added * np.sqrt(self.extra)[:, None]
-            gram = self.gram + added.T @ added - n_pairs * np.outer(mean, mean)
-        values, vectors = kept_eigenpairs(gram, n_components, variance, self.rows, n_pairs)
-        if self.is_dual:
+            _, vectors = kept_eigenpairs(gram * (root[:, None] * root[None, :]), **about)
             return vectors / root[:, None]
+        added = added * np.sqrt(self.extra)[:, None]
+        gram = self.gram + added.T @ added - n_pairs * np.outer(mean, mean)
+        values, vectors = kept_eigenpairs(gram, **about)
         directions = vectors / np.sqrt(values)
         return (self.rows @ directions)[permutation] - mean @ directions
 
