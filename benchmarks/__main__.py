@@ -282,6 +282,7 @@ def draw(points: Sequence[Point], out: Path) -> None:
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import LogLocator
 
     for figure in dict.fromkeys(point.figure for point in points):
         of_figure = [(fit, line) for fit, line in lines(points) if line[0].figure == figure]
@@ -294,13 +295,16 @@ def draw(points: Sequence[Point], out: Path) -> None:
             for (fit, line), colour in zip(here, INK, strict=False):
                 x = [point.x for point in line]
                 axis.plot(x, [fit.at(value) for value in x], color=colour, linewidth=0.8)
-                label = f"{line[0].line}: exponent {fit.exponent:.2f}"
+                told = f": exponent {fit.exponent:.2f}" if len(x) > 2 else ", two sizes"
+                label = f"{line[0].line}{told}"
                 axis.plot(x, fit.seconds, "o", color=colour, markersize=4, label=label)
             axis.set_xscale("log", base=2)
             axis.set_yscale("log")
             ticks = sorted({point.x for _, line in here for point in line})
             axis.set_xticks(ticks, [f"{tick:,g}" for tick in ticks], fontsize=7)
             axis.minorticks_off()
+            axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axis.yaxis.set_major_formatter("{x:g}")
             axis.tick_params(labelsize=7)
             axis.set_xlabel(panel, fontsize=8)
             for side in ("top", "right"):
