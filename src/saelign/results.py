@@ -1,10 +1,7 @@
 """A finished run: its folder, and what is read from it."""
 
 import json
-import os
-import tempfile
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,9 +12,9 @@ from saelign.errors import (
     DamagedError,
     FormatError,
     MissingFileError,
-    StorageError,
     UnknownNameError,
 )
+from saelign.files import written
 
 FORMAT = 2
 """Version of the run folder that this package writes and reads."""
@@ -312,32 +309,6 @@ def read_table(path: Path) -> pd.DataFrame:
         raise DamagedError(
             f"{path} must be what saelign wrote, it is damaged: run the study again"
         ) from error
-
-
-@contextmanager
-def written(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path` that takes its place when the block ends well.
-
-    Raises:
-        StorageError: The disk does not take it; what stood at `path` before is untouched.
-    """
-    temporary = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        os.close(handle)
-        temporary = Path(name)
-        yield temporary
-        temporary.chmod(0o644)
-        temporary.replace(path)
-    except OSError as error:
-        raise StorageError(
-            f"{path} must be writable, it is not: {error.strerror or error}; free space or choose "
-            "another folder with --out"
-        ) from error
-    finally:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
 
 
 def write_table(table: pd.DataFrame, path: Path, *, csv: bool = False) -> None:

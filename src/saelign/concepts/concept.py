@@ -1,8 +1,5 @@
 """A concept: a named, versioned list of keywords, each with where it comes from, and its file."""
 
-import contextlib
-import os
-import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cache
@@ -11,7 +8,8 @@ from typing import Any
 
 import yaml
 
-from saelign.errors import FormatError, MissingFileError, StorageError, UnknownNameError
+from saelign.errors import FormatError, MissingFileError, UnknownNameError
+from saelign.files import written
 from saelign.strict_yaml import StrictLoader, told_yaml_error
 
 FORMAT = 1
@@ -350,19 +348,6 @@ def save_concept(concept: Concept, path: str | Path) -> Path:
         StorageError: It cannot be written.
     """
     path = Path(path).expanduser()
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(as_yaml(concept))
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise StorageError(
-            f"a concept's file must be writable, cannot write {path}: {error.strerror or error}: "
-            "free space or choose another folder"
-        ) from error
+    with written(path) as temporary:
+        temporary.write_text(as_yaml(concept), encoding="utf-8")
     return path

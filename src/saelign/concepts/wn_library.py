@@ -7,13 +7,12 @@ lexicons carry counted uses; without them every sense of a word counts once.
 
 import importlib
 import importlib.util
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from saelign.concepts.wordnet import Wordnet
+from saelign.concepts.wordnet import Wordnet, parts_of_name
 from saelign.errors import MissingFileError, UnknownNameError
 
 ENGLISH = ("omw-en", "oewn")
@@ -99,13 +98,8 @@ class WnLibrary:
         Raises:
             UnknownNameError: There is none; names the senses that the word has.
         """
-        match = re.fullmatch(r"(.+)\.([nvasr])\.(\d+)", name)
-        if not match:
-            raise UnknownNameError(
-                f"a synset must be named like emotion.n.01, got {name!r}: word, part of speech "
-                "(n, v, a, r), number of the sense"
-            )
-        lemma, pos, number = match[1].lower().replace("_", " "), match[2], int(match[3])
+        word, pos, number = parts_of_name(name)
+        lemma = word.replace("_", " ")
         found = self.ordered(lemma, pos)
         if not 1 <= number <= len(found):
             there = [

@@ -120,15 +120,9 @@ class Wordnet:
         Raises:
             UnknownNameError: There is none; names the senses that the word has.
         """
-        match = re.fullmatch(r"(.+)\.([nvasr])\.(\d+)", name)
-        if not match:
-            raise UnknownNameError(
-                f"a synset must be named like emotion.n.01, got {name!r}: word, part of speech "
-                "(n, v, a, r), number of the sense"
-            )
-        lemma, pos = match[1].lower().replace(" ", "_"), match[2].replace("s", "a")
+        word, pos, number = parts_of_name(name)
+        lemma, pos = word.replace(" ", "_"), pos.replace("s", "a")
         offsets = self.index(pos).get(lemma, ())
-        number = int(match[3])
         if not 1 <= number <= len(offsets):
             there = [
                 f"{lemma}.{p}.{i + 1:02d}" for p in FILES for i in range(self.n_senses(lemma, p))
@@ -221,6 +215,21 @@ class Wordnet:
         if pos not in self._index:
             self._index[pos] = read_index(self.folder / f"index.{FILES[pos]}")
         return self._index[pos]
+
+
+def parts_of_name(name: str) -> tuple[str, str, int]:
+    """The word in lower case, part of speech and number of a synset's name.
+
+    Raises:
+        UnknownNameError: It is not named like `emotion.n.01`.
+    """
+    match = re.fullmatch(r"(.+)\.([nvasr])\.(\d+)", name)
+    if not match:
+        raise UnknownNameError(
+            f"a synset must be named like emotion.n.01, got {name!r}: word, part of speech "
+            "(n, v, a, r), number of the sense"
+        )
+    return match[1].lower(), match[2], int(match[3])
 
 
 def usual_places() -> list[Path]:
