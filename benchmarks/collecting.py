@@ -25,7 +25,7 @@ from transformers import AutoModelForCausalLM, Gemma2Config
 
 from saelign.activations import LayerActivations, collect
 from saelign.activations.store import write_manifest
-from saelign.models import find_blocks, residual_streams
+from saelign.models import find_blocks, streams_at
 from saelign.saes import SAE
 from saelign.text import Tokens
 
@@ -112,7 +112,7 @@ def random_saes(
     """Random JumpReLU SAEs, one threshold each, with `l0` features active at the first tokens."""
     parameter = next(model.parameters())
     first = torch.from_numpy(tokens.input_ids[:4]).long().to(parameter.device)
-    streams = residual_streams(model, find_blocks(model), first, None, layers)
+    streams = streams_at(model, find_blocks(model), first, None, layers)
     saes = {}
     for layer, stream in streams.items():
         x = stream.flatten(0, 1).float()

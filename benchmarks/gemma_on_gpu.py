@@ -31,7 +31,7 @@ from benchmarks.collecting import (
 )
 from saelign import tiles
 from saelign.activations import LayerActivations
-from saelign.models import find_blocks, residual_streams
+from saelign.models import find_blocks, streams_at
 from saelign.provenance import machine, versions
 from saelign.saes import SAE
 from saelign.text import Tokens
@@ -128,7 +128,7 @@ def forward_to(
     """The blocks up to the last layer asked for, as collecting runs them; nothing kept."""
     blocks = find_blocks(model)
     for ids in torch.from_numpy(tokens.input_ids).split(contexts):
-        residual_streams(model, blocks, ids.long().to(device), None, layers)
+        streams_at(model, blocks, ids.long().to(device), None, layers)
 
 
 @torch.inference_mode()

@@ -25,7 +25,7 @@ from saelign.errors import (
     TextError,
     WiringError,
 )
-from saelign.models import find_blocks, residual_streams
+from saelign.models import find_blocks, streams_at
 from saelign.saes import SAE, encode, reconstruct
 from saelign.saes.sae import encode_sparse, nonzero_above, reconstruct_counting
 
@@ -54,7 +54,7 @@ def narrow_sae(layer: int, model=None, rank: int = 6) -> SAE:
 def streams_of(model, layers, tokens=TOKENS):
     ids = torch.from_numpy(tokens.input_ids).long()
     mask = torch.from_numpy(tokens.attended).long()
-    streams = residual_streams(model, find_blocks(model), ids, mask, layers)
+    streams = streams_at(model, find_blocks(model), ids, mask, layers)
     kept = torch.from_numpy(tokens.kept)
     return {layer: stream[kept].clone() for layer, stream in streams.items()}
 
@@ -406,10 +406,15 @@ def test_an_sae_without_a_live_feature_is_refused(tmp_path):
 
 
 def test_an_sae_that_says_it_belongs_elsewhere_is_refused(tmp_path):
-    with pytest.raises(WiringError, match=r"reads 8 dimensions and the model has 16: it belongs"):
+    with pytest.raises(
+        WiringError, match=r"reads 8 dim.* and the residual .* 1 has 16: it belongs"
+    ):
         Study(tmp_path, saes={1: lossless_sae(8)}).collect()
-    said = lossless_sae(layer=0, hook_name="blocks.1.hook_resid_pre")
-    words = r"says 'blocks\.1\.hook_resid_pre' \(after block 0\) and is read after block 1: read it"
+    said = lossless_sae(site="resid_pre", layer=1, hook_name="blocks.1.hook_resid_pre")
+    words = (
+        r"says 'blocks\.1\.hook_resid_pre' \(residual stream before block 1\) and is to read the "
+        r"residual stream after block 1: choose `site: resid_pre` in the study$"
+    )
     with pytest.raises(WiringError, match=words):
         Study(tmp_path, saes={1: said}).collect()
     with pytest.raises(WiringError, match=rf"got layer {N_LAYERS}: choose from 0 to 2"):
@@ -424,7 +429,7 @@ def test_a_stream_that_is_not_finite_is_refused_saying_where(tmp_path, value):
     model.get_input_embeddings().weight.data[bad] = value
     hits = np.argwhere(TOKENS.kept & (TOKENS.input_ids == bad))
     context, position = hits[0]
-    words = rf"layer -1 is not at context {context}, position {position} \(token id {bad}\)"
+    words = rf"the input of block 0 is not at context {context}, position {position} \(.* {bad}\)"
     with pytest.raises(ActivationError, match=words):
         Study(tmp_path, saes={0: lossless_sae()}).collect(load=lambda: model)
 

@@ -605,19 +605,36 @@ BAD = {
     ),
     "an SAE of another width": Bad(
         files=sae_at_layer_1(lossless_sae(8)),
-        says="an SAE must be as wide as its model, {here}/sae/1.safetensors reads 8 dimensions and "
-        "the model has 16: it belongs to another model",
+        says="an SAE must be as wide as what it reads, {here}/sae/1.safetensors reads 8 dimensions "
+        "and the residual stream after block 1 has 16: it belongs to another model",
     ),
     "an SAE of another layer": Bad(
         files=sae_at_layer_1(lossless_sae(), hook_name="blocks.2.hook_resid_post"),
         says="an SAE must be read where it was trained, {here}/sae/1.safetensors says "
-        "'blocks.2.hook_resid_post' (after block 2) and is read after block 1: read it at 2",
+        "'blocks.2.hook_resid_post' (residual stream after block 2) and is to read the residual "
+        "stream after block 1: choose layer 2",
     ),
-    "an SAE of something else than the residual stream": Bad(
+    "an SAE of another site": Bad(
         files=sae_at_layer_1(lossless_sae(), hook_name="blocks.1.hook_mlp_out"),
-        says="an SAE must read the residual stream before or after a block, "
-        "{here}/sae/1.safetensors reads 'blocks.1.hook_mlp_out': choose one of hook_resid_pre or "
-        "hook_resid_post",
+        says="an SAE must be read where it was trained, {here}/sae/1.safetensors says "
+        "'blocks.1.hook_mlp_out' (MLP output of block 1) and is to read the residual stream after "
+        "block 1: choose `site: mlp_out` in the study",
+    ),
+    "an SAE of no site": Bad(
+        files=sae_at_layer_1(lossless_sae(), hook_name="blocks.1.hook_resid_mid"),
+        says="an SAE must read the residual stream, or what the MLP or the attention of a block "
+        "gives, {here}/sae/1.safetensors reads 'blocks.1.hook_resid_mid': choose one of "
+        "hook_resid_post, hook_resid_pre, hook_mlp_out, hook_attn_out or attn.hook_z",
+    ),
+    "a site that is none": Bad(
+        study={"model_a": {"site": "resid_mid"}},
+        says="model_a.site must be one of resid_post, resid_pre, mlp_out, attn_out, attn_z, got "
+        "'resid_mid'",
+    ),
+    "a module beside the residual stream": Bad(
+        study={"model_a": {"module": "mlp"}},
+        says="model_a.module must go with a site inside a block (mlp_out, attn_out, attn_z), got "
+        "'mlp' beside resid_post: say the site, or leave the module out",
     ),
     "an SAE without a live feature": Bad(
         files=sae_at_layer_1(
@@ -635,7 +652,7 @@ BAD = {
         files=sae_at_layer_1(lossless_sae(W_dec=torch.cat([-torch.eye(16), torch.eye(16)]))),
         says="an SAE must explain at least 0.3 of the variance of its layer, "
         "{here}/sae/1.safetensors explains -… at layer 1: no layer of this model fits, is it an "
-        "SAE of this model and of the residual stream?",
+        "SAE of this model and of this site?",
     ),
     "an SAE with weights that are NaN": Bad(
         files=sae_at_layer_1(lossless_sae(b_dec=torch.full((16,), torch.nan))),
@@ -644,13 +661,15 @@ BAD = {
     ),
     "activations that are NaN": Bad(
         files=embedding_of_a(torch.nan),
-        says="residual streams must be finite, layer 0 is not at context 0, position 1 (token id "
-        "2): run the model in float32 or bfloat16, or check its weights",
+        says="what an SAE reads must be finite, the residual stream after block 0 is not at "
+        "context 0, position 1 (token id 2): run the model in float32 or bfloat16, or check its "
+        "weights",
     ),
     "activations that are infinite": Bad(
         files=embedding_of_a(torch.inf),
-        says="residual streams must be finite, layer 0 is not at context 0, position 1 (token id "
-        "2): run the model in float32 or bfloat16, or check its weights",
+        says="what an SAE reads must be finite, the residual stream after block 0 is not at "
+        "context 0, position 1 (token id 2): run the model in float32 or bfloat16, or check its "
+        "weights",
     ),
     "a missing SAE": Bad(
         study={"model_a": {"saes": "sae/layer_{layer}.safetensors"}},

@@ -1,19 +1,24 @@
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 from conftest import CONFIGS, D_MODEL, N_LAYERS, tiny_model
 from saelign.errors import ModelError, UnknownNameError
 from saelign.models import (
+    check_device,
     d_model,
     find_blocks,
     load_config,
     load_model,
     model_fingerprint,
     n_layers,
-    residual_streams,
+    n_positions,
+    sae_device,
+    streams_at,
 )
+from saelign.sites import AFTER_BLOCK, Site
 
 IDS = torch.tensor([[0, 5, 9, 30, 2, 7], [0, 8, 8, 41, 0, 0]])
 MASK = torch.tensor([[1, 1, 1, 1, 1, 1], [1, 1, 1, 1, 0, 0]])
@@ -40,7 +45,7 @@ class Wrapped(nn.Module):
 def test_the_stream_after_a_block_is_the_blocks_own_output(architecture):
     model = tiny_model(architecture)
     blocks = find_blocks(model)
-    streams = residual_streams(model, blocks, IDS, MASK, EVERYWHERE)
+    streams = streams_at(model, blocks, IDS, MASK, EVERYWHERE)
     seen = []
     for layer in range(N_LAYERS):
         blocks[layer] = Wrapped(blocks[layer], seen)
@@ -54,7 +59,7 @@ def test_the_stream_after_a_block_is_the_blocks_own_output(architecture):
 @architectures
 def test_hidden_states_are_one_off_and_the_last_has_passed_the_final_norm(architecture):
     model = tiny_model(architecture)
-    streams = residual_streams(model, find_blocks(model), IDS, MASK, EVERYWHERE)
+    streams = streams_at(model, find_blocks(model), IDS, MASK, EVERYWHERE)
     with torch.no_grad():
         hidden = model(input_ids=IDS, attention_mask=MASK, output_hidden_states=True).hidden_states
     for layer in range(-1, N_LAYERS - 1):
@@ -71,18 +76,18 @@ def test_nothing_runs_after_the_last_layer_needed(architecture):
     for layer, block in enumerate(blocks):
         block.register_forward_hook(lambda *_, layer=layer: ran.append(layer))
     model.get_output_embeddings().register_forward_hook(lambda *_: ran.append("logits"))
-    residual_streams(model, blocks, IDS, MASK, [0, 1])
+    streams_at(model, blocks, IDS, MASK, [0, 1])
     assert ran == [0, 1]
-    residual_streams(model, blocks, IDS, MASK, [-1])
+    streams_at(model, blocks, IDS, MASK, [-1])
     assert ran == [0, 1]
 
 
 def test_hooks_are_gone_afterwards_even_after_a_failure():
     model = tiny_model("gpt_neox")
     blocks = find_blocks(model)
-    residual_streams(model, blocks, IDS, MASK, [-1, 0])
+    streams_at(model, blocks, IDS, MASK, [-1, 0])
     with pytest.raises(IndexError):
-        residual_streams(model, blocks, IDS + 1000, MASK, [-1, 0])
+        streams_at(model, blocks, IDS + 1000, MASK, [-1, 0])
     assert not any(block._forward_hooks or block._forward_pre_hooks for block in blocks)
     with torch.no_grad():
         assert model(input_ids=IDS).logits.shape == (2, 6, 64)
@@ -111,7 +116,7 @@ class TupleModel(nn.Module):
 
 def test_a_block_may_give_a_tuple_and_take_its_input_by_name():
     model = TupleModel(N_LAYERS)
-    streams = residual_streams(model, find_blocks(model), IDS, None, [-1, 1])
+    streams = streams_at(model, find_blocks(model), IDS, None, [-1, 1])
     assert torch.equal(streams[-1], IDS[..., None].float())
     assert torch.equal(streams[1], IDS[..., None] + 2.0)
 
@@ -119,9 +124,11 @@ def test_a_block_may_give_a_tuple_and_take_its_input_by_name():
 def test_layers_that_are_not_there_or_do_not_run_are_refused():
     model = TupleModel(1)
     with pytest.raises(ModelError, match=r"layers must be from 0 to 2 .*, got 3"):
-        residual_streams(model, find_blocks(model), IDS, None, [0, 3])
-    with pytest.raises(ModelError, match=r"must run in a forward pass, layers \[2\] did not"):
-        residual_streams(model, find_blocks(model), IDS, None, [0, 2])
+        streams_at(model, find_blocks(model), IDS, None, [0, 3])
+    with pytest.raises(
+        ModelError, match=r"must run in a forward pass, the residual stream after block 2 was"
+    ):
+        streams_at(model, find_blocks(model), IDS, None, [0, 2])
 
 
 @architectures
@@ -176,7 +183,7 @@ def test_a_model_that_cannot_be_loaded_is_refused_in_one_line(tmp_path, monkeypa
         load_model("no/such", **load)
     with pytest.raises(ModelError, match=words):
         load_config("no/such")
-    with pytest.raises(ModelError, match=r"^folder .* must hold a causal language model: .+$"):
+    with pytest.raises(ModelError, match=r"^folder .* must hold a language model: .+$"):
         load_model(str(tmp_path), **load)
     folder = model_folder("llama")
     with pytest.raises(UnknownNameError, match=r"dtype 'float23' \(did you mean 'float32'\?\)"):
@@ -189,7 +196,7 @@ def test_a_model_that_cannot_be_loaded_is_refused_in_one_line(tmp_path, monkeypa
     with pytest.raises(ModelError, match=r"all its weights, 1 are missing: model\.norm\.weight"):
         load_model(str(folder), **load)
     (folder / "model.safetensors").unlink()
-    with pytest.raises(ModelError, match=r"must hold a causal language model"):
+    with pytest.raises(ModelError, match=r"must hold a language model"):
         load_model(str(folder), **load)
     with pytest.raises(ModelError, match=r"must hold weights \(\*\.safetensors\), it holds none"):
         model_fingerprint(str(folder))
@@ -213,3 +220,75 @@ def test_a_model_of_the_hub_is_known_by_its_commit(monkeypatch):
         model_fingerprint("some/model")
     config._commit_hash = "abc123"
     assert model_fingerprint("some/model") == "some/model@abc123"
+
+
+def saved(model, folder):
+    model.save_pretrained(folder)
+    return str(folder)
+
+
+BERT = {
+    "vocab_size": 64, "hidden_size": D_MODEL, "num_hidden_layers": N_LAYERS,
+    "num_attention_heads": 2, "intermediate_size": 24,
+}  # fmt: skip
+
+
+def test_an_encoder_is_read_whatever_head_it_was_saved_with(tmp_path):
+    config = transformers.BertConfig(**BERT)
+    masked = transformers.BertForMaskedLM(config).eval()
+    bare = masked.bert
+    streams = []
+    for number, model in enumerate((masked, bare)):
+        loaded = load_model(saved(model, tmp_path / str(number)))
+        assert type(loaded).__name__ == "BertForMaskedLM"
+        streams.append(streams_at(loaded, find_blocks(loaded), IDS, MASK, EVERYWHERE))
+    with torch.no_grad():
+        hidden = bare(input_ids=IDS, attention_mask=MASK, output_hidden_states=True).hidden_states
+    for layer in EVERYWHERE:
+        assert torch.equal(streams[0][layer], streams[1][layer])
+        assert torch.equal(streams[0][layer], hidden[layer + 1])
+    weights = load_file(tmp_path / "1" / "model.safetensors")
+    weights.pop("encoder.layer.0.output.dense.weight")
+    save_file(weights, tmp_path / "1" / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelError, match=r"1 are missing: bert\.encoder\.layer\.0\.output\.dense"):
+        load_model(str(tmp_path / "1"))
+
+
+def test_positions_of_a_model_that_counts_from_its_padding():
+    assert n_positions(transformers.BertConfig(max_position_embeddings=512)) == 512
+    config = transformers.RobertaConfig(max_position_embeddings=514, pad_token_id=1)
+    assert n_positions(config) == 512
+    assert n_positions(transformers.MambaConfig()) is None
+
+
+def test_dealing_out_and_quantization_ask_for_their_packages(monkeypatch):
+    absent = set[str]()
+    monkeypatch.setattr(
+        "importlib.util.find_spec", lambda name: None if name in absent else object()
+    )
+    absent |= {"accelerate", "bitsandbytes"}
+    words = r"^device 'auto' must have the package accelerate, it is not .*: pip install accelerate"
+    with pytest.raises(ModelError, match=words):
+        check_device("auto")
+    words = r"^quantization '4bit' must have the package accelerate, .* accelerate bitsandbytes, or"
+    with pytest.raises(ModelError, match=words):
+        check_device("cpu", "4bit")
+    absent -= {"accelerate"}
+    with pytest.raises(ModelError, match=r"must have the package bitsandbytes"):
+        check_device("cpu", "8bit")
+    with pytest.raises(UnknownNameError, match=r"unknown quantization '3bit' .*'8bit'|'3bit'"):
+        check_device("cpu", "3bit")
+
+
+@architectures
+def test_a_model_dealt_out_by_accelerate_computes_the_same(architecture, model_folder):
+    pytest.importorskip("accelerate")
+    folder = str(model_folder(architecture))
+    dealt = load_model(folder, device="auto")
+    whole = tiny_model(architecture)
+    for site in (AFTER_BLOCK, Site("mlp_out"), Site("attn_z")):
+        got = streams_at(dealt, find_blocks(dealt), IDS, MASK, [0, 2], site=site)
+        expected = streams_at(whole, find_blocks(whole), IDS, MASK, [0, 2], site=site)
+        for layer in (0, 2):
+            assert torch.equal(got[layer].cpu(), expected[layer])
+    assert torch.device(sae_device("auto")).type in ("cpu", "cuda", "mps")

@@ -185,7 +185,7 @@ def test_the_same_saes_in_published_formats_give_the_same_scores(
     published = run(study, out=tmp_path / "published")
     assert published.grid("rsa").loc[4, 5] == finished.grid("rsa").loc[4, 5]
     moved = dataclasses.replace(study.model_a, layers=[1], saes={1: str(scope)})
-    with pytest.raises(WiringError, match=r"'blocks\.4\.hook_resid_post' .*: read it at 4"):
+    with pytest.raises(WiringError, match=r"'blocks\.4\.hook_resid_post' .*: choose layer 4$"):
         check(dataclasses.replace(study, model_a=moved))
 
 

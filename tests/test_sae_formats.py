@@ -17,6 +17,7 @@ from saelign.activations.wiring import check_dimensions
 from saelign.errors import FormatError, MissingFileError, UnknownNameError, WiringError
 from saelign.saes import encode, inspect_sae, load_sae, reconstruct
 from saelign.saes.formats import FORMATS
+from saelign.sites import Site
 
 D_MODEL, D_SAE, K = 6, 20, 4
 Arrays = dict[str, np.ndarray]
@@ -595,13 +596,18 @@ def test_of_tied_features_only_as_many_speak_as_k_allows(tmp_path):
     assert (encode(sae, -torch.ones(3, D_MODEL)) == 0).all()
 
 
-def test_gemma_scope_of_another_site_is_refused_by_the_name_of_its_folder(tmp_path):
+def test_the_site_of_gemma_scope_is_in_the_name_of_its_folder(tmp_path):
     residual = gemma_scope()
-    for site in ("mlp", "att", "transcoders"):
+    places = {"res": ("resid_post", 3), "mlp": ("mlp_out", 3), "att": ("attn_z", 3)}
+    for site in (*places, "transcoders"):
         folder = tmp_path / f"models--google--gemma-scope-2b-pt-{site}" / "snapshots" / "layer_3"
         folder.mkdir(parents=True)
         np.savez(folder / "params.npz", **residual.arrays)
-        with pytest.raises(FormatError, match=rf"residual stream .* reads '{site} of "):
+        if site in places:
+            for sae in (inspect_sae(folder), load_sae(folder)):
+                assert (sae.site, sae.layer) == places[site]
+            continue
+        with pytest.raises(FormatError, match=rf"residual stream, .* reads '{site} of "):
             inspect_sae(folder)
     folder = tmp_path / "gemma-scope-2b-pt-res" / "embedding" / "width_4k" / "average_l0_6"
     folder.mkdir(parents=True)
@@ -637,18 +643,16 @@ def test_python_objects_in_an_npz_are_refused(tmp_path):
         ),
         (
             {
-                "hf_hook_point_in": "model.layers.3.self_attn.o_proj.input",
-                "hf_hook_point_out": "model.layers.3.self_attn.o_proj.input",
+                "hf_hook_point_in": "model.layers.3.self_attn.q_proj.input",
+                "hf_hook_point_out": "model.layers.3.self_attn.q_proj.input",
             },
             FormatError,
-            r"must read the residual stream .*o_proj",
+            r"must read the residual stream, .*q_proj",
         ),
         ({"width": 7}, FormatError, r"width must be that of the weights, .* says 7 and .* has 20"),
     ],
 )
-def test_a_gemma_scope_2_that_is_no_sae_of_the_residual_stream_is_refused(
-    tmp_path, changes, error, words
-):
+def test_a_gemma_scope_2_that_is_no_sae_of_a_site_is_refused(tmp_path, changes, error, words):
     with pytest.raises(error, match=words):
         inspect_sae(gemma_scope_2(**changes).write(tmp_path))
 
@@ -656,7 +660,12 @@ def test_a_gemma_scope_2_that_is_no_sae_of_the_residual_stream_is_refused(
 def test_gemma_scope_2_without_a_configuration_is_told_by_its_folders(tmp_path):
     sae = gemma_scope_2()
     site = tmp_path / "models--google--gemma-scope-2-4b-it" / "snapshots" / "0"
-    names = ("resid_post_all/layer_10_width_262k_l0_small", "mlp_out_all/layer_10_width_16k_l0_big")
+    names = (
+        "resid_post_all/layer_10_width_262k_l0_small",
+        "mlp_out_all/layer_10_width_16k_l0_big",
+        "attn_out/layer_10_width_16k_l0_big",
+        "transcoder/layer_10_width_16k_l0_big",
+    )
     for name in names:
         (site / name).mkdir(parents=True)
         save_file(sae.arrays, site / name / "params.safetensors")
@@ -664,32 +673,37 @@ def test_gemma_scope_2_without_a_configuration_is_told_by_its_folders(tmp_path):
     assert (info.layer, info.model) == (10, "google/gemma-3-4b-it")
     acts = encode(load_sae(site / names[0]), torch.from_numpy(X))
     np.testing.assert_allclose(acts, sae.formula(X)[0], atol=1e-4)
-    with pytest.raises(FormatError, match=r"residual stream .* reads 'mlp_out_all of layer_10_"):
-        inspect_sae(site / names[1])
+    places = [(info.site, info.layer) for info in (inspect_sae(site / name) for name in names[:3])]
+    assert places == [("resid_post", 10), ("mlp_out", 10), ("attn_z", 10)]
+    with pytest.raises(FormatError, match=r"residual stream, .* reads 'transcoder of layer_10_"):
+        inspect_sae(site / names[3])
     (tmp_path / "mine").mkdir()
     save_file(sae.arrays, tmp_path / "mine" / "params.safetensors")
     assert inspect_sae(tmp_path / "mine").layer is None
 
 
 @pytest.mark.parametrize(
-    ("folder", "layer"),
+    ("folder", "site", "layer"),
     [
-        ("layers.10", 10),
-        ("gpt_neox.layers.9", 9),
-        ("model.layers.0", 0),
-        ("transformer.h.3", 3),
-        ("layer_21", 20),  # of the first releases: one of the hidden states that enter blocks
-        ("layer_0", -1),
-        ("my-sae", None),
+        ("layers.10", "resid_post", 10),
+        ("gpt_neox.layers.9", "resid_post", 9),
+        ("model.layers.0", "resid_post", 0),
+        ("transformer.h.3", "resid_post", 3),
+        ("layer_21", "resid_pre", 21),  # of the first releases: hidden states, which enter blocks
+        ("layer_0", "resid_pre", 0),
+        ("layers.10.mlp", "mlp_out", 10),
+        ("layers.10.attention", "attn_out", 10),
+        ("my-sae", None, None),
     ],
 )
-def test_the_hookpoint_of_sparsify_is_the_name_of_its_folder(tmp_path, folder, layer):
-    assert inspect_sae(sparsify(folder).write(tmp_path)).layer == layer
+def test_the_hookpoint_of_sparsify_is_the_name_of_its_folder(tmp_path, folder, site, layer):
+    info = inspect_sae(sparsify(folder).write(tmp_path))
+    assert (info.site, info.layer) == (site, layer)
 
 
-@pytest.mark.parametrize("folder", ["layers.10.mlp", "layers.10.attention", "embed_tokens"])
-def test_a_hookpoint_outside_the_residual_stream_is_refused(tmp_path, folder):
-    with pytest.raises(FormatError, match=rf"must read the residual stream .* reads '{folder}'"):
+@pytest.mark.parametrize("folder", ["layers.10.mlp.up_proj", "embed_tokens"])
+def test_a_hookpoint_that_is_no_site_is_refused(tmp_path, folder):
+    with pytest.raises(FormatError, match=rf"must read the residual stream, .* reads '{folder}'"):
         inspect_sae(sparsify(folder).write(tmp_path))
 
 
@@ -721,23 +735,26 @@ def test_a_sparse_coder_that_is_no_topk_sae_is_refused(tmp_path, changes, error,
 
 
 @pytest.mark.parametrize(
-    ("changes", "layer"),
+    ("changes", "site", "layer"),
     [
-        ({}, 8),
-        ({"submodule_name": None}, 8),
-        ({"submodule_name": "resid_pre_layer_8"}, 7),
-        ({"layer": None}, None),
+        ({}, "resid_post", 8),
+        ({"submodule_name": None}, "resid_post", 8),
+        ({"submodule_name": "resid_pre_layer_8"}, "resid_pre", 8),
+        ({"submodule_name": "mlp_out_layer8"}, "mlp_out", 8),
+        ({"submodule_name": "attn_out_layer8"}, "attn_out", 8),
+        ({"layer": None}, None, None),
     ],
 )
-def test_the_site_of_a_dictionary_is_read_from_its_trainer(tmp_path, changes, layer):
-    assert inspect_sae(dictionary_learning("AutoEncoder", **changes).write(tmp_path)).layer == layer
+def test_the_site_of_a_dictionary_is_read_from_its_trainer(tmp_path, changes, site, layer):
+    info = inspect_sae(dictionary_learning("AutoEncoder", **changes).write(tmp_path))
+    assert (info.site, info.layer) == (site, layer)
 
 
 def test_what_enters_a_block_is_told_from_what_leaves_it(tmp_path):
     sae = dictionary_learning("AutoEncoder", submodule_name=None)
     folder = sae.write(tmp_path)
     (folder / "config.json").write_text(json.dumps(sae.config[1] | {"buffer": {"io": "in"}}))
-    assert inspect_sae(folder).layer == 7
+    assert (inspect_sae(folder).site, inspect_sae(folder).layer) == ("resid_pre", 8)
 
 
 @pytest.mark.parametrize(
@@ -854,9 +871,9 @@ def test_learnt_thresholds_of_the_years_between_are_read(tmp_path):
         ({"d_model": 7}, FormatError, r"d_model must be that of the weights, .* 7 and .* has 6"),
         ({"d_sae": 7}, FormatError, r"d_sae must be that of the weights, .* says 7 .* has 20"),
         (
-            {"hook_point_in": "blocks.15.hook_mlp_out", "hook_point_out": None},
+            {"hook_point_in": "blocks.15.hook_resid_mid", "hook_point_out": None},
             FormatError,
-            r"must read the residual stream .*hook_mlp_out",
+            r"must read the residual stream, .*hook_resid_mid",
         ),
     ],
 )
@@ -879,9 +896,17 @@ def test_an_average_norm_that_is_not_positive_is_refused(tmp_path):
 def test_an_sae_of_another_width_names_the_model_it_belongs_to(tmp_path):
     info = inspect_sae(gemma_scope_2().write(tmp_path))
     with pytest.raises(WiringError, match=r"reads 6 .* has 16: it belongs to google/gemma-3-1b-pt"):
-        check_dimensions(info, 17, d_model=16, n_layers=26)
-    with pytest.raises(WiringError, match=r"says 'model\.layers\.17\.output' .*: read it at 17"):
-        check_dimensions(info, 3, d_model=6, n_layers=26)
+        check_dimensions(info, 17, d_site=16, n_layers=26)
+    with pytest.raises(WiringError, match=r"says 'model\.layers\.17\.output' .*: choose layer 17$"):
+        check_dimensions(info, 3, d_site=6, n_layers=26)
+    with pytest.raises(WiringError, match=r"the MLP output of block 3 has 16: .*-pt or site$"):
+        check_dimensions(info, 3, d_site=16, n_layers=26, site=Site("mlp_out"))
+    words = (
+        r"to read the MLP output of block 3: choose `site: resid_post` in the study and layer 17$"
+    )
+    with pytest.raises(WiringError, match=words):
+        check_dimensions(info, 3, d_site=6, n_layers=26, site=Site("mlp_out"))
+    check_dimensions(info, 18, d_site=6, n_layers=26, site=Site("resid_pre"))
 
 
 def randomized(module: torch.nn.Module) -> torch.nn.Module:

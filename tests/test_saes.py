@@ -131,20 +131,25 @@ def test_choosing_by_decoder_norm_is_folded_into_unit_decoder_rows(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("cfg", "layer"),
+    ("cfg", "place"),
     [
-        ({"metadata": {"hook_name": "blocks.7.hook_resid_post"}}, 7),
-        ({"metadata": {"hook_name": "blocks.7.hook_resid_pre"}}, 6),
-        ({"hook_name": "blocks.0.hook_resid_pre", "hook_layer": 0}, -1),
-        ({"hook_point": "blocks.3.hook_resid_post", "activation_fn_str": "relu"}, 3),
-        ({"metadata": {"hook_name": "model.layers.12"}}, 12),
-        ({"metadata": {"hook_name": "layers.2"}}, 2),
-        ({"metadata": {}}, None),
+        ({"metadata": {"hook_name": "blocks.7.hook_resid_post"}}, ("resid_post", 7)),
+        ({"metadata": {"hook_name": "blocks.7.hook_resid_pre"}}, ("resid_pre", 7)),
+        ({"hook_name": "blocks.0.hook_resid_pre", "hook_layer": 0}, ("resid_pre", 0)),
+        (
+            {"hook_point": "blocks.3.hook_resid_post", "activation_fn_str": "relu"},
+            ("resid_post", 3),
+        ),
+        ({"metadata": {"hook_name": "model.layers.12"}}, ("resid_post", 12)),
+        ({"metadata": {"hook_name": "layers.2"}}, ("resid_post", 2)),
+        ({"metadata": {"hook_name": "blocks.2.attn.hook_z"}}, ("attn_z", 2)),
+        ({"metadata": {}}, (None, None)),
     ],
 )
-def test_the_layer_is_read_from_old_and_new_configurations(tmp_path, cfg, layer):
+def test_the_place_is_read_from_old_and_new_configurations(tmp_path, cfg, place):
     path = saelens(tmp_path, **cfg)
-    assert load_sae(path).layer == inspect_sae(path).layer == layer
+    for sae in (load_sae(path), inspect_sae(path)):
+        assert (sae.site, sae.layer) == place
 
 
 def test_the_old_spelling_of_topk_is_understood(tmp_path):
@@ -224,7 +229,7 @@ def test_a_saelens_configuration_that_is_not_supported_is_refused(tmp_path):
         ),
         ({"architecture": "topk"}, FormatError, r"k of a TopK SAE must be from 1 to 20, .* None"),
         ({"architecture": "topk", "k": 21}, FormatError, r"says 21"),
-        ({"hook_name": "blocks.3.hook_mlp_out"}, FormatError, r"reads 'blocks\.3\.hook_mlp_out'"),
+        ({"hook_name": "blocks.3.hook_mlp_in"}, FormatError, r"reads 'blocks\.3\.hook_mlp_in'"),
     ):
         path = saelens(tmp_path, **cfg)
         with pytest.raises(error, match=words):

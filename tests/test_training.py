@@ -87,8 +87,8 @@ def test_the_site_is_kept(tmp_path):
     assert (sae.hook_name, sae.layer) == (read.hook_name, read.layer) == ("gpt_neox.layers.3", 3)
     drawn = random_sae(sae, acts, l0=2.0, seed=0)
     assert (drawn.hook_name, drawn.layer) == ("gpt_neox.layers.3", 3)
-    with pytest.raises(FormatError, match=r"k 3, seed 0 reads 'blocks\.3\.hook_mlp_out'"):
-        train_sae(acts, **QUICK, seed=0, hook_name="blocks.3.hook_mlp_out")
+    with pytest.raises(FormatError, match=r"k 3, seed 0 reads 'blocks\.3\.hook_scale'"):
+        train_sae(acts, **QUICK, seed=0, hook_name="blocks.3.hook_scale")
 
 
 def test_the_seed_decides_and_nobody_elses_generator_is_touched():

@@ -96,9 +96,7 @@ class Shifted(nn.Module):
 
 
 def test_what_is_drawn_about_another_centre_stays_there(monkeypatch):
-    monkeypatch.setattr(
-        "saelign.models.untrained.AutoModelForCausalLM.from_config", lambda *_, **__: Shifted()
-    )
+    monkeypatch.setattr("transformers.AutoModelForCausalLM.from_config", lambda *_, **__: Shifted())
     twin = parameters(untrained_model(wide_llama(), seed=0))
     assert twin["shifted"].mean() == pytest.approx(3, abs=0.02)
     assert twin["shifted"].std() == pytest.approx(0.25, abs=0.01)
@@ -180,9 +178,11 @@ def test_what_cannot_be_a_twin_is_refused_in_one_line(tmp_path):
         untrained_model(wide_llama(), seed=0, dtype="float23")
     with pytest.raises(ModelError, match=r"device 'warp' cannot be used"):
         untrained_model(wide_llama(), seed=0, device="warp")
-    with pytest.raises(ModelError, match=r"^a configuration of type 'vit' must make a causal .+$"):
+    with pytest.raises(
+        ModelError, match=r"^a configuration of type 'vit' must make a language .+$"
+    ):
         untrained_model(ViTConfig(), seed=0)
-    with pytest.raises(ModelError, match=r"^folder .* must hold a causal language model: .+$"):
+    with pytest.raises(ModelError, match=r"^folder .* must hold a language model: .+$"):
         untrained_model(str(tmp_path), seed=0)
 
 

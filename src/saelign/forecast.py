@@ -88,7 +88,7 @@ class SideSize:
 
     key: str
     n_parameters: int
-    bytes_per_parameter: int
+    bytes_per_parameter: int | float
     layers: dict[int, LayerSize]
     device: str = "cpu"
 
@@ -232,7 +232,7 @@ def forecast(
     comparing = PROGRAM + two_layers + max(scores, reading)
     collecting = {
         key: PROGRAM
-        + side.n_parameters * side.bytes_per_parameter
+        + int(side.n_parameters * side.bytes_per_parameter)
         + max(size.sae_bytes for size in side.layers.values())
         + 2**29
         for key, side in sides.items()

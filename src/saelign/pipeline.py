@@ -5,7 +5,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,13 @@ from saelign.concepts.occurrences import Occurrences
 from saelign.errors import DegenerateError, SaelignError
 from saelign.judging import judge
 from saelign.layers import Layer, Reading, describe_layer, read_text_of_run, shifted
-from saelign.models import load_model, model_fingerprint, untrained_fingerprint, untrained_model
+from saelign.models import (
+    load_model,
+    model_fingerprint,
+    sae_device,
+    untrained_fingerprint,
+    untrained_model,
+)
 from saelign.nulls import SIGNIFICANCE, q_values
 from saelign.phrases import Phrases, phrases_of
 from saelign.plan import (
@@ -297,7 +303,9 @@ def sae_loader(
     if model.saes in MADE:
         made = twin_saes(plan, side, tokens, collected[side.letter], info, progress)
         return made.__getitem__
-    return lambda layer: load_sae(model.sae_path(layer, plan.study.folder), device=model.device)
+    return lambda layer: load_sae(
+        model.sae_path(layer, plan.study.folder), device=sae_device(model.device)
+    )
 
 
 def about_side(plan: Plan, side: Side) -> dict[str, Any]:
@@ -313,7 +321,12 @@ def about_side(plan: Plan, side: Side) -> dict[str, Any]:
         for layer in side.layers:  # one at a time: all of them need not fit into memory
             sae = load_sae(model.sae_path(layer, plan.study.folder), device="cpu")
             told_saes[layer] = {"source": sae.source, "sha256": sae.sha256}
-    return {"name": model.name, "fingerprint": fingerprint, "saes": told_saes}
+    return {
+        "name": model.name,
+        "fingerprint": fingerprint,
+        "site": asdict(model.place),
+        "saes": told_saes,
+    }
 
 
 def parts_key(info: Mapping[str, Any]) -> str:
@@ -329,7 +342,11 @@ def loader(plan: Plan, side: Side) -> Callable[[], nn.Module]:
     model, name = side.model, model_name(side.model, plan.study.folder)
     if side.twin_seed is None:
         return lambda: load_model(
-            name, revision=model.revision, dtype=model.dtype, device=model.device
+            name,
+            revision=model.revision,
+            dtype=model.dtype,
+            device=model.device,
+            quantization=model.quantization,
         )
     seed, sha256 = side.twin_seed, side.twin_sha256
     return lambda: untrained_model(
@@ -363,6 +380,7 @@ def twin_saes(
         like=like,
         load=loader(plan, side),
         blocks_path=side.model.blocks,
+        site=side.model.place,
         tokens=tokens,
         store=plan.store,
         fingerprint=info["models"][side.key]["fingerprint"],
@@ -399,8 +417,9 @@ def collect_side(
             tokens=tokens,
             store=plan.store,
             model_fingerprint=about["fingerprint"],
-            dtype=side.model.dtype,
+            dtype=side.model.precision if side.twin_seed is None else side.model.dtype,
             device=side.model.device,
+            site=side.model.place,
             provenance={
                 "model": about["name"],
                 "side": side.key,
@@ -544,7 +563,7 @@ def compare_sides(
         halves_scored=control == TRAINED,
         judged=plan.study.verdicts and not comparison.is_shifted,
     )
-    devices = [side.model.device for side in (comparison.a, comparison.b)]
+    devices = [sae_device(side.model.device) for side in (comparison.a, comparison.b)]
     on_gpu = next((engine(device) for device in devices if device.startswith("cuda")), None)
     evidence = {}
     layers_a, layers_b = sides

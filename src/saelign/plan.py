@@ -12,7 +12,15 @@ import yaml
 from saelign.activations.wiring import check_dimensions
 from saelign.errors import StorageError, StudyError
 from saelign.forecast import Forecast, LayerSize, SideSize, forecast, memory_limit
-from saelign.models import check_device, d_model, load_config, n_layers, n_parameters
+from saelign.models import (
+    check_device,
+    d_site,
+    load_config,
+    n_layers,
+    n_parameters,
+    n_positions,
+    sae_device,
+)
 from saelign.results import TRAINED
 from saelign.saes import inspect_sae
 from saelign.study import ModelStudy, Study, path_from, rng_of, study_mapping
@@ -248,14 +256,21 @@ def sizes_of(study: Study, comparisons: list[Comparison]) -> list[tuple[SideSize
         sizes[side.key] = SideSize(
             key=side.key,
             n_parameters=n_parameters(model_name(model, study.folder), revision=model.revision),
-            bytes_per_parameter=2 if model.dtype in ("bfloat16", "float16") else 4,
-            device=model.device,
+            bytes_per_parameter=bytes_per_parameter(model),
+            device=sae_device(model.device),
             layers={
                 layer: LayerSize(d_model=sae.d_model, d_sae=sae.d_sae, k=sae.k)
                 for layer, sae in saes.items()
             },
         )
     return [(sizes[c.a.key], sizes[c.b.key]) for c in comparisons]
+
+
+def bytes_per_parameter(model: ModelStudy) -> int | float:
+    """What a weight takes while the model is loaded."""
+    if model.quantization is not None:
+        return 1 if model.quantization == "8bit" else 0.5
+    return 2 if model.dtype in ("bfloat16", "float16") else 4
 
 
 def with_saes(side: Side, saes: str, folder: Path) -> ModelStudy:
@@ -281,9 +296,9 @@ def check_model(model: ModelStudy, side: str, folder: Path) -> list[int]:
         WiringError: An SAE of another width or layer.
         SaelignError: The model or an SAE that cannot be read.
     """
-    check_device(model.device)
+    check_device(model.device, model.quantization)
     config = load_config(model_name(model, folder), revision=model.revision)
-    count, width = n_layers(config), d_model(config)
+    count, width = n_layers(config), d_site(config, model.place)
     layers = list(range(count)) if model.layers == "all" else list(model.layers)
     for layer in layers:
         if not 0 <= layer < count:
@@ -293,7 +308,7 @@ def check_model(model: ModelStudy, side: str, folder: Path) -> list[int]:
             )
     for layer in layers:
         info = inspect_sae(model.sae_path(layer, folder))
-        check_dimensions(info, layer, d_model=width, n_layers=count)
+        check_dimensions(info, layer, d_site=width, n_layers=count, site=model.place)
     return layers
 
 
@@ -331,7 +346,7 @@ def check_positions(model: ModelStudy, side: str, folder: Path, tokens: Tokens) 
         StudyError: They are; some models would fail, others read on and give numbers.
     """
     config = load_config(model_name(model, folder), revision=model.revision)
-    most = getattr(config.get_text_config(), "max_position_embeddings", None)
+    most = n_positions(config)
     longest = int(np.flatnonzero(tokens.attended.any(axis=0)).max(initial=-1)) + 1
     if most is not None and longest > most:
         raise StudyError(

@@ -22,6 +22,7 @@ from saelign.errors import FormatError, MissingFileError, StudyError, UnknownNam
 from saelign.matching import MATCHINGS, Filters
 from saelign.nulls import NULLS
 from saelign.scoring import check_measure
+from saelign.sites import Site, SiteName
 from saelign.strict_yaml import StrictLoader, told_yaml_error
 from saelign.subspace_study import SubspacesStudy
 
@@ -38,9 +39,16 @@ class ModelStudy:
         revision: Branch, tag or commit on the hub.
         tokenizer: Folder or name of its tokenizer, if not the model's own.
         dtype: `float32`, `bfloat16`, `float16`, or `auto` for the one it was saved in.
-        device: Where to run it: `cpu`, `cuda`, `cuda:1`, `mps`.
+        device: Where to run it: `cpu`, `cuda`, `cuda:1`, `mps`; `auto`: over all accelerators, as
+            the package accelerate deals it out.
+        quantization: `8bit` or `4bit` weights, by the package bitsandbytes.
         blocks: Path of the block list inside the model, where it is not found by itself.
-        layers: Which blocks' outputs to read, from 0; `all` for all of them.
+        site: Where in a block to read: the residual stream after it (`resid_post`) or before it
+            (`resid_pre`), what the MLP (`mlp_out`) or the attention (`attn_out`) adds to it, or the
+            outputs of the attention's heads side by side (`attn_z`).
+        module: Path within a block of the module whose output the site is (of `attn_z`: whose
+            input), where it is not found by itself.
+        layers: Which blocks to read, from 0; `all` for all of them.
         saes: Where the SAE of a layer lies, with `{layer}` in it; or a mapping from layer to path.
     """
 
@@ -51,7 +59,20 @@ class ModelStudy:
     tokenizer: str | None = None
     dtype: Literal["float32", "bfloat16", "float16", "auto"] = "auto"
     device: str = "cpu"
+    quantization: Literal["8bit", "4bit"] | None = None
     blocks: str | None = None
+    site: SiteName = "resid_post"
+    module: str | None = None
+
+    @property
+    def place(self) -> Site:
+        """Where in its blocks it is read."""
+        return Site(self.site, self.module)
+
+    @property
+    def precision(self) -> str:
+        """What its weights are held in: one more thing that tells its activations from others."""
+        return self.dtype if self.quantization is None else f"{self.dtype}, {self.quantization}"
 
     def sae_path(self, layer: int, folder: Path) -> Path:
         """Where the SAE of a layer lies; relative paths from `folder`."""
@@ -502,6 +523,11 @@ def check_study(study: Study) -> None:
         layers = model.layers
         if layers != "all" and (not layers or len(set(layers)) < len(layers)):
             raise StudyError(f"{where}.layers must be distinct layers, got {layers}")
+        if model.module is not None and model.site in ("resid_post", "resid_pre"):
+            raise StudyError(
+                f"{where}.module must go with a site inside a block (mlp_out, attn_out, attn_z), "
+                f"got {model.module!r} beside {model.site}: say the site, or leave the module out"
+            )
         if (
             isinstance(model.saes, str)
             and "{layer}" not in model.saes

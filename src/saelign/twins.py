@@ -3,13 +3,16 @@
 import hashlib
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 
 from torch import nn
 
 from saelign.activations import LayerActivations, sample_streams
+from saelign.models import sae_device
 from saelign.saes import SAE, load_sae
 from saelign.saes.training import random_sae, save_sae, train_sae
+from saelign.sites import AFTER_BLOCK, Site
 from saelign.text import Tokens
 
 TRAINING_TOKENS = 1_000_000
@@ -25,6 +28,7 @@ def made_saes(
     like: Mapping[int, LayerActivations],
     load: Callable[[], nn.Module],
     blocks_path: str | None,
+    site: Site,
     tokens: Tokens,
     store: Path,
     fingerprint: str,
@@ -42,6 +46,7 @@ def made_saes(
         like: The activations of the model's own SAEs, by layer.
         load: Gives the twin; called only if an SAE is missing.
         blocks_path: Where it keeps its blocks.
+        site: Where in them it is read.
         tokens: The text.
         store: Under which folder they are kept.
         fingerprint: Tells the twin's weights from any others.
@@ -61,6 +66,7 @@ def made_saes(
             "model": fingerprint,
             "tokens": tokens.sha256,
             "layer": layer,
+            **({} if site == AFTER_BLOCK else {"site": asdict(site)}),
             "d_sae": acts.d_sae,
             "l0": round(acts.n_values / acts.n_tokens, 3),
             "seed": seed,
@@ -77,6 +83,7 @@ def made_saes(
             tokens=tokens,
             n_tokens=TRAINING_TOKENS if how == "trained" else SAMPLE_TOKENS,
             device=device,
+            site=site,
         )
         for done, layer in enumerate(missing):
             progress(done, len(missing))
@@ -90,4 +97,4 @@ def made_saes(
                 sae = random_sae((width, acts.d_sae), streams[layer], l0=l0, seed=seed + layer)
             save_sae(sae, paths[layer])
         progress(len(missing), len(missing))
-    return {layer: load_sae(path, device=device) for layer, path in paths.items()}
+    return {layer: load_sae(path, device=sae_device(device)) for layer, path in paths.items()}

@@ -31,9 +31,10 @@ from saelign.activations.wiring import (
     measure_wiring,
 )
 from saelign.errors import ActivationError, TextError
-from saelign.models import d_model, find_blocks, residual_streams
+from saelign.models import d_site, find_blocks, sae_device, streams_at
 from saelign.saes import SAE
 from saelign.saes.sae import NonZeros, encode_sparse, in_parts
+from saelign.sites import AFTER_BLOCK, Site
 from saelign.text import Tokens
 
 
@@ -42,8 +43,10 @@ class _Reader:
     # A loaded model with its blocks, and what it is to read.
     model: nn.Module
     blocks: nn.ModuleList
+    site: Site
     tokens: Tokens
     device: str
+    sae_device: str
     contexts_per_batch: int
 
 
@@ -57,6 +60,7 @@ def collect(
     model_fingerprint: str,
     dtype: str,
     device: str = "cpu",
+    site: Site = AFTER_BLOCK,
     provenance: Mapping[str, Any] | None = None,
     batch_tokens: int = 8192,
     shard_tokens: int = 65536,
@@ -72,12 +76,13 @@ def collect(
     Args:
         load: Gives the model; called at most once.
         blocks_path: Where the model keeps its blocks; None: found by structure.
-        saes: By layer; -1 is what enters block 0.
+        saes: By layer; after a block, -1 is what enters block 0.
         tokens: What to read.
         store: The folder under which each layer gets a folder of its own.
         model_fingerprint: Tells the weights from any others.
         dtype: In which the model runs; the SAEs run in float32.
         device: On which the model runs.
+        site: Where in its blocks it is read.
         provenance: Recorded beside the above; does not take part in the key.
         batch_tokens: Positions (padding included) of a forward pass.
         shard_tokens: Kept tokens of a shard, at most, unless one context has more.
@@ -102,7 +107,7 @@ def collect(
     layers: dict[int, LayerActivations] = {}
     fresh: dict[int, LayerActivations] = {}
     for layer, sae in saes.items():
-        key = {**parts, "site": f"residual stream after block {layer}", "sae": sae.sha256}
+        key = {**parts, "site": site.told(layer), "sae": sae.sha256}
         folder = Path(store) / activations_key(key)
         if (folder / MANIFEST).exists():
             layers[layer] = open_activations(folder)
@@ -126,13 +131,7 @@ def collect(
     if not fresh and all(layer.complete for layer in layers.values()):
         return {layer: layers[layer] for layer in saes}
     model = load()
-    reader = _Reader(
-        model=model,
-        blocks=find_blocks(model, blocks_path),
-        tokens=tokens,
-        device=device,
-        contexts_per_batch=max(1, batch_tokens // tokens.input_ids.shape[1]),
-    )
+    reader = _reader(model, blocks_path, site, tokens, device, batch_tokens)
     _check_ids(reader)
     layers |= _wired(reader, saes, fresh, check_fit=check_fit)
     _run(reader, saes, layers, shard_tokens=shard_tokens, progress=progress)
@@ -147,18 +146,20 @@ def sample_streams(
     tokens: Tokens,
     n_tokens: int,
     device: str = "cpu",
+    site: Site = AFTER_BLOCK,
     dtype: torch.dtype = torch.float32,
     batch_tokens: int = 8192,
 ) -> dict[int, Float[Tensor, "token d_model"]]:
-    """Residual streams after the layers, of the first contexts that hold enough kept tokens.
+    """What passes a site of the layers, of the first contexts that hold enough kept tokens.
 
     Args:
         load: Gives the model.
         blocks_path: Where the model keeps its blocks; None: found by structure.
-        layers: After which blocks.
+        layers: Of which blocks.
         tokens: What to read.
         n_tokens: How many tokens to give at least, if there are as many.
         device: On which the model runs.
+        site: Where in its blocks it is read.
         dtype: In which the streams are kept; bfloat16 takes half the memory.
         batch_tokens: Positions (padding included) of a forward pass.
 
@@ -167,13 +168,7 @@ def sample_streams(
         ModelError: The blocks are not found.
     """
     model = load()
-    reader = _Reader(
-        model=model,
-        blocks=find_blocks(model, blocks_path),
-        tokens=tokens,
-        device=device,
-        contexts_per_batch=max(1, batch_tokens // tokens.input_ids.shape[1]),
-    )
+    reader = _reader(model, blocks_path, site, tokens, device, batch_tokens)
     n_kept = int(tokens.kept.sum())
     streams: dict[int, Tensor] = {}
     done = 0
@@ -187,6 +182,29 @@ def sample_streams(
     return {layer: stream[:done] for layer, stream in streams.items()}
 
 
+def _reader(
+    model: nn.Module,
+    blocks_path: str | None,
+    site: Site,
+    tokens: Tokens,
+    device: str,
+    batch_tokens: int,
+) -> _Reader:
+    # Token ids go where the embeddings are; accelerate brings them on if it has put those away.
+    embeddings = cast("PreTrainedModel", model).get_input_embeddings()
+    reads: Any = next(iter(embeddings.parameters())).device
+    on = sae_device(device)
+    return _Reader(
+        model=model,
+        blocks=find_blocks(model, blocks_path),
+        site=site,
+        tokens=tokens,
+        device=on if reads.type == "meta" else str(reads),
+        sae_device=on,
+        contexts_per_batch=max(1, batch_tokens // tokens.input_ids.shape[1]),
+    )
+
+
 def _wired(
     reader: _Reader,
     saes: Mapping[int, SAE],
@@ -198,16 +216,16 @@ def _wired(
     if not fresh:
         return {}
     n_layers = len(reader.blocks)
-    width = d_model(cast("PretrainedConfig", reader.model.config))
+    site, everywhere = reader.site, range(reader.site.first_layer, n_layers)
+    width = d_site(cast("PretrainedConfig", reader.model.config), site)
     for layer in fresh:
-        check_dimensions(saes[layer], layer, d_model=width, n_layers=n_layers)
-    asked = sorted(
-        {near for layer in fresh for near in (layer - 1, layer, layer + 1) if -1 <= near < n_layers}
-    )
+        check_dimensions(saes[layer], layer, d_site=width, n_layers=n_layers, site=site)
+    asked = {near for layer in fresh for near in (layer - 1, layer, layer + 1)}
     wirings = measure_wiring(
-        {layer: saes[layer] for layer in fresh}, _first_batches(reader, asked), n_layers=n_layers
+        {layer: saes[layer] for layer in fresh},
+        _first_batches(reader, sorted(asked.intersection(everywhere))),
+        layers=everywhere,
     )
-    everywhere = range(-1, n_layers)
     for layer, wiring in wirings.items() if check_fit else ():
         check_wiring(
             saes[layer],
@@ -300,30 +318,34 @@ def _first_batches(
 def _kept_streams(
     reader: _Reader, contexts: Int64[np.ndarray, " context"], layers: list[int]
 ) -> dict[int, Float32[Tensor, "token d_model"]]:
-    # Residual streams of the kept positions, in float32, all of them finite.
+    # What passes the site at the kept positions, in float32, all of it finite, where the SAEs are.
     tokens = reader.tokens
     attended = tokens.attended[contexts]
     n_positions = int(np.flatnonzero(attended.any(axis=0))[-1]) + 1
     attended = attended[:, :n_positions]
     input_ids = torch.from_numpy(tokens.input_ids[contexts, :n_positions].astype(np.int64))
     mask = None if attended.all() else torch.from_numpy(attended.astype(np.int64))
-    streams = residual_streams(
+    streams = streams_at(
         reader.model,
         reader.blocks,
         input_ids.to(reader.device),
         None if mask is None else mask.to(reader.device),
         layers,
+        site=reader.site,
     )
-    kept = torch.from_numpy(tokens.kept[contexts, :n_positions]).to(reader.device)
-    flat = {layer: stream[kept].float() for layer, stream in streams.items()}
+    kept = torch.from_numpy(tokens.kept[contexts, :n_positions])
+    flat = {
+        layer: stream[kept.to(stream.device)].float().to(reader.sae_device)
+        for layer, stream in streams.items()
+    }
     for layer in sorted(flat):
-        _check_finite(flat[layer], layer, tokens, contexts)
+        _check_finite(flat[layer], reader.site.told(layer), tokens, contexts)
     return flat
 
 
 def _check_finite(
     stream: Float[Tensor, "token d_model"],
-    layer: int,
+    where: str,
     tokens: Tokens,
     contexts: Int64[np.ndarray, " context"],
 ) -> None:
@@ -335,7 +357,7 @@ def _check_finite(
     rows, positions = np.nonzero(tokens.kept[contexts])
     context, position = int(contexts[rows[row]]), int(positions[row])
     raise ActivationError(
-        f"residual streams must be finite, layer {layer} is not at context {context}, position "
+        f"what an SAE reads must be finite, the {where} is not at context {context}, position "
         f"{position} (token id {int(tokens.input_ids[context, position])}): run the model in "
         "float32 or bfloat16, or check its weights"
     )

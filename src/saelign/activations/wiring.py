@@ -1,7 +1,7 @@
 """Does an SAE fit the layer at which it is read? Asked before anything is collected."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor
 from saelign.errors import ActivationError, WiringError
 from saelign.saes import SAE, SaeInfo
 from saelign.saes.sae import in_parts, reconstruct_counting
+from saelign.sites import AFTER_BLOCK, Site, same_place
 
 MIN_EXPLAINED_VARIANCE = 0.3
 MAX_NEIGHBOUR_LEAD = 0.05
@@ -42,42 +43,52 @@ class Wiring:
     n_tokens: int
 
 
-def check_dimensions(sae: SAE | SaeInfo, layer: int, *, d_model: int, n_layers: int) -> None:
-    """Nothing, if the SAE's width and its own word on its layer fit the model.
+def check_dimensions(
+    sae: SAE | SaeInfo, layer: int, *, d_site: int, n_layers: int, site: Site = AFTER_BLOCK
+) -> None:
+    """Nothing, if the SAE's width and its own word on its place fit the model.
 
     Raises:
         WiringError: They do not.
     """
-    if not -1 <= layer < n_layers:
+    if not site.first_layer <= layer < n_layers:
         raise WiringError(
             f"an SAE must be read at a layer of the model, got layer {layer}: "
             f"choose from 0 to {n_layers - 1}"
         )
-    if sae.d_model != d_model:
+    if sae.d_model != d_site:
         raise WiringError(
-            f"an SAE must be as wide as its model, {sae.source} reads {sae.d_model} dimensions "
-            f"and the model has {d_model}: it belongs to {sae.model or 'another model'}"
+            f"an SAE must be as wide as what it reads, {sae.source} reads {sae.d_model} dimensions "
+            f"and the {site.told(layer)} has {d_site}: it belongs to {sae.model or 'another model'}"
+            f"{'' if site == AFTER_BLOCK else ' or site'}"
         )
-    if sae.layer is not None and sae.layer != layer:
+    if sae.layer is None or sae.site is None:
+        return
+    if not same_place(sae.site, sae.layer, site.name, layer):
+        advice = [f"`site: {sae.site}` in the study"] * (sae.site != site.name)
+        advice += [f"layer {sae.layer}"] * (sae.layer != layer)
         raise WiringError(
             f"an SAE must be read where it was trained, {sae.source} says {sae.hook_name!r} "
-            f"(after block {sae.layer}) and is read after block {layer}: read it at {sae.layer}"
+            f"({Site(sae.site).told(sae.layer)}) and is to read the {site.told(layer)}: choose "
+            f"{' and '.join(advice)}"
         )
 
 
 def measure_wiring(
-    saes: Mapping[int, SAE], batches: Iterable[Streams], *, n_layers: int
+    saes: Mapping[int, SAE],
+    batches: Iterable[Streams],
+    *,
+    layers: Container[int],
 ) -> dict[int, Wiring]:
     """How well each SAE explains its own layer and the two beside it.
 
     Args:
         saes: By layer.
         batches: The residual streams of the same tokens at all those layers, batch by batch.
-        n_layers: Of the model; the layer after the last is not asked.
+        layers: Those that the model has at this site; others are not asked.
     """
     asked = {
-        layer: [near for near in (layer - 1, layer, layer + 1) if -1 <= near < n_layers]
-        for layer in saes
+        layer: [near for near in (layer - 1, layer, layer + 1) if near in layers] for layer in saes
     }
     errors, variances, fired, n_tokens = _accumulate(saes, asked, batches)
     wirings: dict[int, Wiring] = {}
@@ -126,8 +137,8 @@ def check_wiring(
         )
         if explained is not None
     }
-    near = max(neighbours, key=neighbours.__getitem__)
-    leads = neighbours[near] - own >= MAX_NEIGHBOUR_LEAD
+    near = max(neighbours, key=neighbours.__getitem__, default=layer)
+    leads = neighbours.get(near, own) - own >= MAX_NEIGHBOUR_LEAD
     if own >= MIN_EXPLAINED_VARIANCE and not leads:
         return
     everywhere = explained_everywhere()
@@ -136,7 +147,7 @@ def check_wiring(
     advice = (
         f"{_name(best)} fits best ({everywhere[best]:.3f}), read it there"
         if fits
-        else "no layer of this model fits, is it an SAE of this model and of the residual stream?"
+        else "no layer of this model fits, is it an SAE of this model and of this site?"
     )
     if own < MIN_EXPLAINED_VARIANCE:
         raise WiringError(

@@ -1,16 +1,21 @@
-"""A model, trained or not, and a layer -> the residual stream there, one batch at a time."""
+"""A model, trained or not, and a site of its blocks -> what passes there, a batch at a time."""
 
 from saelign.models.loading import (
     DTYPES,
+    QUANTIZATIONS,
+    auto_class,
     check_device,
     d_model,
+    d_site,
     load_config,
     load_model,
     model_fingerprint,
     n_layers,
     n_parameters,
+    n_positions,
+    sae_device,
 )
-from saelign.models.streams import find_blocks, residual_streams
+from saelign.models.streams import find_blocks, find_module, streams_at
 from saelign.models.untrained import (
     untrained_fingerprint,
     untrained_model,
@@ -19,15 +24,21 @@ from saelign.models.untrained import (
 
 __all__ = [
     "DTYPES",
+    "QUANTIZATIONS",
+    "auto_class",
     "check_device",
     "d_model",
+    "d_site",
     "find_blocks",
+    "find_module",
     "load_config",
     "load_model",
     "model_fingerprint",
     "n_layers",
     "n_parameters",
-    "residual_streams",
+    "n_positions",
+    "sae_device",
+    "streams_at",
     "untrained_fingerprint",
     "untrained_model",
     "weights_sha256",

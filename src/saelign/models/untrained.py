@@ -11,10 +11,18 @@ import numpy as np
 import torch
 import transformers
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, PretrainedConfig
+from transformers import PretrainedConfig
 
 from saelign.errors import ModelError, UnknownNameError
-from saelign.models.loading import DTYPES, _first_line, _silence, check_device, load_config
+from saelign.models.loading import (
+    DTYPES,
+    _first_line,
+    _silence,
+    auto_class,
+    check_device,
+    load_config,
+    sae_device,
+)
 
 DRAWING_VERSION = 1
 """Changes whenever the same seed would draw other weights."""
@@ -47,12 +55,12 @@ def untrained_model(
         seed: Draws each parameter, together with the parameter's name.
         revision: Branch, tag or commit on the hub.
         dtype: One of `float32`, `bfloat16`, `float16`, or `auto`, the configuration's.
-        device: As torch names it; the weights are drawn on the CPU.
+        device: As torch names it (`auto`: the first accelerator); the weights are drawn on the CPU.
         sha256: What `weights_sha256` must give in float32; None: anything.
 
     Raises:
         UnknownNameError: `dtype` is none of the four.
-        ModelError: No causal language model has this configuration, the device is not there, or
+        ModelError: No language model has this configuration, the device is not there, or
             the weights are not those that `sha256` tells.
     """
     if dtype not in DTYPES:
@@ -74,7 +82,7 @@ def untrained_model(
         )
     # A configuration without a type was saved before there was another than float32.
     asked = DTYPES[dtype] if dtype != "auto" else getattr(config, "dtype", None) or torch.float32
-    return model.to(device=device, dtype=asked).eval()
+    return model.to(device=sae_device(device), dtype=asked).eval()
 
 
 def untrained_fingerprint(
@@ -111,12 +119,11 @@ def _initialised(config: PretrainedConfig, seed: int) -> nn.Module:
     with torch.random.fork_rng(devices=[]), torch.device("cpu"), _silence():
         torch.default_generator.manual_seed(seed)
         try:
-            drawn: Any = AutoModelForCausalLM.from_config(
-                copy.deepcopy(config), dtype=torch.float32
-            )
+            kind = auto_class(config)
+            drawn: Any = kind.from_config(copy.deepcopy(config), dtype=torch.float32)
         except Exception as error:
             raise ModelError(
-                f"a configuration of type {config.model_type!r} must make a causal language "
+                f"a configuration of type {config.model_type!r} must make a language "
                 f"model: {_first_line(error)}"
             ) from error
     return cast("nn.Module", drawn)

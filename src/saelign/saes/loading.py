@@ -55,6 +55,7 @@ def load_sae(path: Path, *, device: str = "cpu") -> SAE:
         apply_b_dec_to_input=info.apply_b_dec_to_input,
         normalize=info.normalize,
         hook_name=info.hook_name,
+        site=info.site,
         layer=info.layer,
         model=info.model,
         sha256=digest.hexdigest(),

@@ -1,6 +1,7 @@
 """What an SAE computes."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -9,6 +10,8 @@ import torch
 from jaxtyping import Float, Float32, Int32, Int64
 from torch import Tensor
 from torch.nn.functional import embedding_bag
+
+from saelign.sites import SiteName
 
 Activation = Literal["relu", "topk", "jumprelu"]
 Normalization = Literal["none", "layer_norm", "constant_norm_rescale"]
@@ -23,10 +26,10 @@ _SPARSE_BELOW = 1 / 32
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class SAE:
-    """A sparse autoencoder of the residual stream, in float32.
+    """A sparse autoencoder of what passes a site of a model, in float32.
 
     Attributes:
-        W_enc: Encoder.
+        W_enc: Encoder; None, as `b_enc`, of an object of another library, which encodes itself.
         b_enc: Added before the activation.
         W_dec: Decoder; one row a feature.
         b_dec: Added to the reconstruction.
@@ -35,15 +38,18 @@ class SAE:
         activation: What turns pre-activations into activations.
         apply_b_dec_to_input: Whether `b_dec` is taken off the input first.
         normalize: What is done to the input first, and undone to the reconstruction.
-        hook_name: The site it was trained at, as it says itself.
-        layer: The block after which it reads, as it says itself; -1 is what enters block 0.
+        hook_name: Where it was trained, in its own words.
+        site: Where in a block that is; None: it does not say.
+        layer: Of which block; None: it does not say.
         model: The model that it was trained on, as it says itself.
+        encoder: Computes the activations, of an object of another library; else None.
+        decoder: Computes the reconstruction from them, where that object does it itself.
         sha256: The hash of its files.
         source: Where it was loaded from.
     """
 
-    W_enc: Float32[Tensor, "d_model d_sae"]
-    b_enc: Float32[Tensor, " d_sae"]
+    W_enc: Float32[Tensor, "d_model d_sae"] | None
+    b_enc: Float32[Tensor, " d_sae"] | None
     W_dec: Float32[Tensor, "d_sae d_model"]
     b_dec: Float32[Tensor, " d_model"]
     threshold: Float32[Tensor, " d_sae"] | None
@@ -55,17 +61,20 @@ class SAE:
     layer: int | None
     sha256: str
     source: str
+    site: SiteName | None = None
     model: str | None = None
+    encoder: Callable[[Tensor], Tensor] | None = None
+    decoder: Callable[[Tensor], Tensor] | None = None
 
     @property
     def d_model(self) -> int:
-        """The width of the model that it reads."""
-        return self.W_enc.shape[0]
+        """The width of what it reads."""
+        return self.W_dec.shape[1]
 
     @property
     def d_sae(self) -> int:
         """How many features it has."""
-        return self.W_enc.shape[1]
+        return self.W_dec.shape[0]
 
 
 @torch.inference_mode()
@@ -90,8 +99,13 @@ def before_bounds(
     Args:
         sae: The SAE.
         x: What it reads.
-        out: Where the result goes; None: new memory.
+        out: Where the result may go; None: new memory.
     """
+    zero = sae.W_dec.new_zeros(sae.d_sae)
+    if sae.encoder is not None:
+        return sae.encoder(x.float()), zero
+    assert sae.W_enc is not None
+    assert sae.b_enc is not None
     x, _, _ = _normalized(sae, x.float())
     if sae.apply_b_dec_to_input:
         x = x - sae.b_dec
@@ -99,7 +113,6 @@ def before_bounds(
     if sae.threshold is None and sae.k is not None:
         values, features = dense.topk(sae.k, dim=1)
         dense = dense.zero_().scatter_(1, features, values)
-    zero = torch.zeros_like(sae.b_enc)
     return dense, zero if sae.threshold is None else sae.threshold.maximum(zero)
 
 
@@ -155,6 +168,8 @@ def decode(
     sae: SAE, feature_acts: Float[Tensor, "token d_sae"]
 ) -> Float32[Tensor, "token d_model"]:
     """What the activations stand for, in the SAE's own (normalised) input space."""
+    if sae.decoder is not None:
+        return sae.decoder(feature_acts.float())
     return torch.addmm(sae.b_dec, feature_acts.float(), sae.W_dec)
 
 
@@ -183,7 +198,7 @@ def reconstruct_counting(
     the dense product at 65 of 16,384, equal but for the order in which the rows are added.
     """
     dense, bounds = before_bounds(sae, x)
-    if dense.device.type == "cpu":
+    if dense.device.type == "cpu" and sae.decoder is None:
         counts, features, values = nonzero_above(dense, bounds)
         if len(values) < _SPARSE_BELOW * dense.numel():
             _, scale, shift = _normalized(sae, x.float())

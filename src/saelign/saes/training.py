@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn.functional import embedding_bag, normalize
 
 from saelign.errors import ActivationError, FormatError, ShapeError, StorageError
-from saelign.saes.formats.reading import layer_of
+from saelign.saes.formats.reading import place_of
 from saelign.saes.sae import SAE, encode, in_parts, reconstruct_from
 
 _WARM_UP_STEPS = 50
@@ -82,7 +82,7 @@ def train_sae(
         ShapeError: `k` not from 1 to `d_sae`, or tokens held out that are of another width.
         ActivationError: Activations that are not finite or all equal, or fewer than a batch; or a
             learning rate at which training does not converge.
-        FormatError: A `hook_name` that is not of the residual stream.
+        FormatError: A `hook_name` that is of none of the sites.
 
     Source: Bussmann et al. (2024), "BatchTopK Sparse Autoencoders".
     """
@@ -90,7 +90,7 @@ def train_sae(
     if held_out is None:
         acts, held_out = acts.tensor_split([len(acts) - len(acts) // 20])
     source = f"trained on {len(acts):,} tokens, {d_sae:,} features, k {k}, seed {seed}"
-    layer = layer_of(hook_name, Path(source))
+    site, layer = place_of(hook_name, Path(source))
     if not 1 <= k <= d_sae:
         raise ShapeError(f"k must be from 1 to d_sae, {d_sae:,}, got {k}")
     _check(acts, acts.shape[1], batch_tokens)
@@ -134,6 +134,7 @@ def train_sae(
         b_dec=trainee.b_dec * scale + mean,
         threshold=_thresholds(torch.addmm(b_enc, sample, W_enc), k),
         hook_name=hook_name,
+        site=site,
         layer=layer,
         source=source,
     )
@@ -179,6 +180,7 @@ def random_sae(
         b_dec=mean,
         threshold=torch.full_like(b_enc, threshold),
         hook_name=like.hook_name if isinstance(like, SAE) else None,
+        site=like.site if isinstance(like, SAE) else None,
         layer=like.layer if isinstance(like, SAE) else None,
         source=f"random directions, {d_sae:,} features, l0 {l0:g}, seed {seed}",
     )
@@ -193,6 +195,11 @@ def save_sae(sae: SAE, path: Path) -> None:
         FormatError: A TopK SAE, or one that does anything to its input first.
         StorageError: The file cannot be written.
     """
+    if sae.W_enc is None or sae.b_enc is None:
+        raise FormatError(
+            f"a single file must hold the weights of an SAE, {sae.source} computes its activations "
+            "itself: save it with its own library"
+        )
     if sae.activation == "topk" or sae.apply_b_dec_to_input or sae.normalize != "none":
         raise FormatError(
             "a single file must hold a ReLU or JumpReLU SAE that reads its input as it is, "

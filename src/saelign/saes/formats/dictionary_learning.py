@@ -23,7 +23,7 @@ from saelign.saes.formats.reading import (
     check_said,
     check_shapes,
     fold_decoder_norms,
-    layer_of,
+    place_of,
     read_config,
     read_pickle,
     read_tensors,
@@ -148,10 +148,12 @@ def inspect(files: Files) -> SaeInfo:
         if "k" in state:
             check_said(files, "k", k, int(state["k"]))
     hook_name = _hook_name(files, trainer)
+    site, layer = place_of(hook_name, files.path)
     return SaeInfo(
         d_model=d_model,
         d_sae=d_sae,
-        layer=layer_of(hook_name, files.path),
+        site=site,
+        layer=layer,
         hook_name=hook_name,
         model=trainer.get("lm_name"),
         format="dictionary_learning",
@@ -185,16 +187,18 @@ def _trainer(files: Files) -> dict[str, Any]:
 
 
 def _hook_name(files: Files, trainer: dict[str, Any]) -> str | None:
-    # The site stands in submodule_name where it stands at all; the library's own scripts read the
-    # output of a block, or with io "in" what enters it.
+    # The site stands in submodule_name where it stands at all, such as mlp_out_layer3; the
+    # library's own scripts read the output of a block, or with io "in" what enters it.
     layer, site = trainer.get("layer"), trainer.get("submodule_name")
     if not isinstance(layer, int):
         return None
     buffer: Any = read_config(files).get("buffer") or {}
     enters = buffer.get("io") == "in"
     if site is not None:
-        found = re.search(r"resid_(pre|post)", site)
+        found = re.search(r"resid_(pre|post)|(mlp|attn)_out", site)
         if found is None:
             return site
+        if found[2] is not None:
+            return f"blocks.{layer}.hook_{found[2]}_out"
         enters = enters or found[1] == "pre"
     return f"blocks.{layer}.hook_resid_{'pre' if enters else 'post'}"

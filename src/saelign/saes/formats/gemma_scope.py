@@ -17,7 +17,7 @@ from saelign.saes.formats.reading import (
     Tensors,
     check_said,
     check_shapes,
-    layer_of,
+    place_of,
     read_config,
     read_shapes,
     read_tensors,
@@ -25,7 +25,13 @@ from saelign.saes.formats.reading import (
 )
 from saelign.saes.formats.single_file import JUMPRELU
 
+_HOOKS = {"res": "hook_resid_post", "mlp": "hook_mlp_out", "att": "attn.hook_z"}
 _NAMES_2 = {name: name.lower() for name in JUMPRELU.names}
+_MODULES_2 = {
+    "resid_post": "output",
+    "mlp_out": "post_feedforward_layernorm.output",
+    "attn_out": "self_attn.o_proj.input",
+}
 _LAYOUT_2 = Layout(names=_NAMES_2)
 
 
@@ -33,30 +39,34 @@ def inspect(files: Files) -> SaeInfo:
     """What the header of `params.npz` and the names of its folders say.
 
     The file itself says nothing of model, site and layer: the hub has them in its folders, such as
-    `gemma-scope-2b-pt-res/layer_12/width_16k/average_l0_82`.
+    `gemma-scope-2b-pt-res/layer_12/width_16k/average_l0_82`. Those of `-mlp` read what the MLP adds
+    to the residual stream, its norm included; those of `-att` the heads' outputs side by side.
 
     Raises:
-        FormatError: The folders tell of another site than the residual stream after a block.
+        FormatError: The folders tell of another site: a transcoder, or the embeddings.
     """
     parts = files.weights.absolute().parts[:-1]
-    model, layer = None, None
+    model, layer, release = None, None, "res"
     for part in parts:
         if found := re.search(r"gemma-scope-(\w+)-(pt|it)-(\w+)$", part):
-            size, tuned, site = found[1], found[2] == "it", found[3]
+            size, tuned, release = found[1], found[2] == "it", found[3]
             model = f"google/gemma-2-{size}" + ("-it" if tuned else "")
-            if site != "res":
-                layer_of(f"{site} of {part}", files.path)
+            if release not in _HOOKS:
+                place_of(f"{release} of {part}", files.path)
         if found := re.fullmatch(r"layer_(\d+)", part):
             layer = int(found[1])
     if "embedding" in parts[-3:]:
-        layer_of("embedding", files.path)
+        place_of("embedding", files.path)
     shapes, _ = read_shapes(files.weights)
     d_model, d_sae = check_shapes(files.weights, shapes, JUMPRELU)
+    hook_name = None if layer is None else f"blocks.{layer}.{_HOOKS[release]}"
+    site, layer = place_of(hook_name, files.path)
     return SaeInfo(
         d_model=d_model,
         d_sae=d_sae,
+        site=site,
         layer=layer,
-        hook_name=None if layer is None else f"blocks.{layer}.hook_resid_post",
+        hook_name=hook_name,
         model=model,
         format="gemma_scope",
         architecture="jumprelu",
@@ -92,20 +102,22 @@ def inspect_2(files: Files) -> SaeInfo:
     if hook_out is not None and hook_out != hook_name:
         raise FormatError(
             f"an SAE must reconstruct what it reads, {files.path} reads {hook_name!r} and gives "
-            f"{hook_out!r}: it is a transcoder, choose one of resid_post"
+            f"{hook_out!r}: it is a transcoder"
         )
     if config.get("affine_connection"):
         raise FormatError(
             f"an SAE must reconstruct from its features alone, {files.path} has an affine "
-            "connection beside them: choose one of resid_post"
+            "connection beside them: choose another"
         )
     shapes, _ = read_shapes(files.weights)
     d_model, d_sae = check_shapes(files.weights, shapes, _LAYOUT_2)
     check_said(files, "width", config.get("width"), d_sae)
+    site, layer = place_of(hook_name, files.path)
     return SaeInfo(
         d_model=d_model,
         d_sae=d_sae,
-        layer=layer_of(hook_name, files.path),
+        site=site,
+        layer=layer,
         hook_name=hook_name,
         model=config.get("model_name"),
         format="gemma_scope_2",
@@ -131,8 +143,8 @@ def _from_folders(files: Files) -> dict[str, Any]:
         if found := re.search(r"gemma-scope-2-(\w+-(?:pt|it))$", part):
             config["model_name"] = f"google/gemma-3-{found[1]}"
     if found := re.match(r"layer_(\d+)_width_", parts[-1]):
-        site = parts[-2]
-        is_residual = site in ("resid_post", "resid_post_all")
-        hook_name = f"model.layers.{found[1]}.output" if is_residual else f"{site} of {parts[-1]}"
-        config["hf_hook_point_in"] = hook_name
+        module = _MODULES_2.get(parts[-2].removesuffix("_all"))
+        config["hf_hook_point_in"] = (
+            f"{parts[-2]} of {parts[-1]}" if module is None else f"model.layers.{found[1]}.{module}"
+        )
     return config

@@ -33,7 +33,7 @@ from saelign.saes.formats.reading import (
     check_said,
     check_shapes,
     fold_decoder_norms,
-    layer_of,
+    place_of,
     read_config,
     read_shapes,
     read_tensors,
@@ -89,10 +89,12 @@ def inspect(files: Files) -> SaeInfo:
     d_model, d_sae = check_shapes(files.weights, shapes, _layout(files, config, shapes, activation))
     check_said(files, "d_model", config.get("d_model"), d_model)
     check_said(files, "d_sae", config.get("d_sae"), d_sae)
+    site, layer = place_of(hook_name, path)
     return SaeInfo(
         d_model=d_model,
         d_sae=d_sae,
-        layer=layer_of(hook_name, path),
+        site=site,
+        layer=layer,
         hook_name=hook_name,
         model=config.get("model_name"),
         format="openmoss",

@@ -2,7 +2,6 @@
 
 import json
 import pickle
-import re
 import warnings
 import zipfile
 import zlib
@@ -18,6 +17,7 @@ from torch import Tensor
 
 from saelign.errors import FormatError
 from saelign.saes.sae import Activation, Normalization
+from saelign.sites import SiteName, site_of_hook
 
 Architecture = Literal["standard", "topk", "batchtopk", "jumprelu", "gated"]
 
@@ -30,10 +30,11 @@ class SaeInfo:
     """What an SAE says of itself, read from headers alone.
 
     Attributes:
-        d_model: Width of the model that it reads.
+        d_model: Width of what it reads.
         d_sae: How many features it has.
-        layer: The block after which it reads; -1 is what enters block 0; None: it does not say.
-        hook_name: The site in its own words; None: it does not say.
+        site: Where in a block it reads; None: it does not say.
+        layer: Of which block; None: it does not say.
+        hook_name: Both in its own words; None: it does not say.
         model: The model that it was trained on, in its own words; None: it does not say.
         format: One of the names in `FORMATS`, or `safetensors` for one file.
         architecture: As published.
@@ -48,6 +49,7 @@ class SaeInfo:
 
     d_model: int
     d_sae: int
+    site: SiteName | None
     layer: int | None
     hook_name: str | None
     model: str | None
@@ -328,20 +330,19 @@ def ungated(tensors: Tensors) -> Tensors:
     }
 
 
-def layer_of(hook_name: str | None, path: Path) -> int | None:
-    """The block after which a site lies; -1 is what enters block 0.
+def place_of(hook_name: str | None, path: Path) -> tuple[SiteName | None, int | None]:
+    """The site and the block that an SAE reads by its own word; None twice: it does not say.
 
     Raises:
-        FormatError: It is not in the residual stream.
+        FormatError: It is none of `SITES`.
     """
     if hook_name is None:
-        return None
-    if found := re.fullmatch(r"blocks\.(\d+)\.hook_resid_(pre|post)", hook_name):
-        return int(found[1]) - (found[2] == "pre")
-    # The block module itself, as transformers names it: its output.
-    if found := re.fullmatch(r"(?:\w+\.)*(?:layers|h|blocks)\.(\d+)(?:\.output)?", hook_name):
-        return int(found[1])
-    raise FormatError(
-        f"an SAE must read the residual stream before or after a block, {path} reads "
-        f"{hook_name!r}: choose one of hook_resid_pre or hook_resid_post"
-    )
+        return None, None
+    place = site_of_hook(hook_name)
+    if place is None:
+        raise FormatError(
+            "an SAE must read the residual stream, or what the MLP or the attention of a block "
+            f"gives, {path} reads {hook_name!r}: choose one of hook_resid_post, hook_resid_pre, "
+            "hook_mlp_out, hook_attn_out or attn.hook_z"
+        )
+    return place

@@ -14,7 +14,7 @@ from saelign.saes.formats.reading import (
     check_k,
     check_shapes,
     fold_decoder_norms,
-    layer_of,
+    place_of,
     read_config,
     read_shapes,
     read_tensors,
@@ -79,10 +79,12 @@ def inspect(files: Files) -> SaeInfo:
     shapes.pop("scaling_factor", None)
     d_model, d_sae = check_shapes(files.weights, shapes, _LAYOUTS[architecture])
     hook_name = metadata.get("hook_name", metadata.get("hook_point"))
+    site, layer = place_of(hook_name, path)
     return SaeInfo(
         d_model=d_model,
         d_sae=d_sae,
-        layer=layer_of(hook_name, path),
+        site=site,
+        layer=layer,
         hook_name=hook_name,
         model=metadata.get("model_name"),
         format="saelens",

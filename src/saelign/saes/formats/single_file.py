@@ -9,7 +9,7 @@ from saelign.saes.formats.reading import (
     SaeInfo,
     Tensors,
     check_shapes,
-    layer_of,
+    place_of,
     read_shapes,
     read_tensors,
     renamed,
@@ -27,10 +27,12 @@ def inspect(files: Files) -> SaeInfo:
     layout = JUMPRELU if activation == "jumprelu" else STANDARD
     d_model, d_sae = check_shapes(files.weights, shapes, layout)
     hook_name = metadata.get("hook_name")
+    site, layer = place_of(hook_name, files.path)
     return SaeInfo(
         d_model=d_model,
         d_sae=d_sae,
-        layer=layer_of(hook_name, files.path),
+        site=site,
+        layer=layer,
         hook_name=hook_name,
         model=None,
         format="safetensors",

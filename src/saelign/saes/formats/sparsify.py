@@ -17,7 +17,7 @@ from saelign.saes.formats.reading import (
     check_k,
     check_said,
     check_shapes,
-    layer_of,
+    place_of,
     read_config,
     read_shapes,
     read_tensors,
@@ -67,10 +67,12 @@ def inspect(files: Files) -> SaeInfo:
         hook_name = f"blocks.{found[1]}.hook_resid_pre"
     elif re.search(r"(^|\.)(layers?|h|blocks|embed_\w+|wte)(\.|$)", folder):
         hook_name = folder
+    site, layer = place_of(hook_name, files.path)
     return SaeInfo(
         d_model=d_model,
         d_sae=d_sae,
-        layer=layer_of(hook_name, files.path),
+        site=site,
+        layer=layer,
         hook_name=hook_name,
         model=None,
         format="sparsify",
