@@ -14,53 +14,18 @@ from saelign.errors import (
     ModelError,
     StorageError,
     TextError,
-    UnknownNameError,
 )
 from saelign.text import (
     check_same_tokenizer,
     draw,
     load_token_ids,
     load_tokenizer,
-    read_documents,
     save_token_ids,
     special_ids,
     tokenize,
 )
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz .,\n"
-
-
-def test_a_file_is_one_document_or_one_a_paragraph(tmp_path):
-    path = tmp_path / "a.txt"
-    path.write_bytes(b"\xef\xbb\xbfone\ntwo\r\n\r\n \nthree\n\n\n")
-    assert read_documents(path, split="none") == ["one\ntwo\n\n \nthree\n\n\n"]
-    assert read_documents(path, split="blank_line") == ["one\ntwo", "three"]
-
-
-def test_a_folder_is_read_in_order_of_name_and_blank_files_are_passed_over(tmp_path):
-    for name, text in {"b.txt": "B", "a.txt": "A", "c.txt": " \n", "d.md": "no"}.items():
-        (tmp_path / name).write_text(text)
-    assert read_documents(tmp_path, split="none") == ["A", "B"]
-
-
-def test_text_that_cannot_be_read_is_refused(tmp_path):
-    with pytest.raises(MissingFileError, match=r"nowhere is not there"):
-        read_documents(tmp_path / "nowhere", split="none")
-    with pytest.raises(TextError, match=r"must hold \.txt files, .* holds none"):
-        read_documents(tmp_path, split="none")
-    path = tmp_path / "a.txt"
-    path.write_text(" \n\n")
-    with pytest.raises(TextError, match=r"a\.txt is empty"):
-        read_documents(path, split="none")
-    path.write_bytes(b"ab\xff")
-    with pytest.raises(FormatError, match=r"must be UTF-8, .* at byte 2"):
-        read_documents(path, split="none")
-    with pytest.raises(UnknownNameError, match=r"'blankline' \(did you mean 'blank_line'\?\)"):
-        read_documents(path, split="blankline")
-    path.unlink()
-    path.mkdir()
-    with pytest.raises(MissingFileError, match=r"cannot read .*a\.txt"):
-        read_documents(tmp_path, split="none")
 
 
 @given(

@@ -11,7 +11,7 @@ so that code that knows nothing of saelign can still catch it:
     |-- DamagedError (ValueError)           a stored file is not what was written
     |-- ModelError (RuntimeError)           a model not loaded, or its blocks not found
     |-- WiringError (ValueError)            an SAE that does not fit the site it is read at
-    |-- TextError (ValueError)              text empty, too short, or tokenised differently
+    |-- TextError (ValueError)              text not to be had, too short, or tokenised differently
     |-- ActivationError (ValueError)        activations that are NaN, infinite or all dead
     |-- ShapeError (ValueError)             arrays whose shapes do not fit together
     |-- DegenerateError (ValueError)        data for which a score is not defined
@@ -63,7 +63,7 @@ class WiringError(SaelignError, ValueError):
 
 
 class TextError(SaelignError, ValueError):
-    """Text that is empty, too short, or tokenised differently by the two models."""
+    """Text that cannot be had, is too short, or is tokenised differently by the two models."""
 
 
 class ActivationError(SaelignError, ValueError):

@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float, Int
 
 from saelign.concepts.concept import Concept
 from saelign.subspace_study import Subspaces
-from saelign.text import Tokenizer, Tokens, special_ids
+from saelign.text import Tokenizer, Tokens, context_frame, special_ids
 from saelign.text.words import piece_bytes
 
 ABOVE_TEXT = 2.0
@@ -64,7 +64,7 @@ def phrases_of(
     Args:
         subspaces: What is asked.
         tokenizer: Of both models.
-        with_bos: Whether contexts of the text begin with BOS.
+        with_bos: Whether contexts of the text begin with BOS (or CLS).
         rng: Draws the phrases where there are more than asked for.
     """
     concepts = {concept.name: concept for concept in subspaces.concepts}
@@ -116,12 +116,18 @@ def word_pairs(
 
 
 def as_contexts(texts: list[str], tokenizer: Tokenizer, *, with_bos: bool) -> Tokens:
-    """Each text as a context, as it would stand after a blank, its last token alone kept."""
-    start = [tokenizer.bos_token_id] if with_bos and tokenizer.bos_token_id is not None else []
+    """Each text as a context, as it would stand after a blank, its last token alone kept.
+
+    Args:
+        texts: The phrases.
+        tokenizer: Of both models.
+        with_bos: Frame them as contexts of the text are: with BOS, or with CLS and SEP.
+    """
+    start, end = context_frame(tokenizer) if with_bos else ([], [])
     # Some tokenizers put the blank before a text themselves.
     first = encoded(tokenizer, ["a"])[0][0]
     blank = "" if piece_bytes(tokenizer, [first])[first].startswith(b" ") else " "
-    rows = [start + ids for ids in encoded(tokenizer, [blank + text for text in texts])]
+    rows = [start + ids + end for ids in encoded(tokenizer, [blank + text for text in texts])]
     width = max(map(len, rows), default=1)
     ids = np.zeros((len(rows), width), dtype=np.int32)
     attended = np.zeros(ids.shape, dtype=bool)
@@ -129,7 +135,7 @@ def as_contexts(texts: list[str], tokenizer: Tokenizer, *, with_bos: bool) -> To
     for place, row in enumerate(rows):
         ids[place, : len(row)] = row
         attended[place, : len(row)] = True
-        kept[place, len(row) - 1] = True
+        kept[place, len(row) - len(end) - 1] = True
     return Tokens(
         input_ids=ids,
         attended=attended,

@@ -74,7 +74,7 @@ from saelign.subspaces import (
     save_subspace_cell,
     with_members,
 )
-from saelign.text import Tokens, words_of
+from saelign.text import Tokens, context_frame, words_of
 from saelign.tiles import engine
 from saelign.twins import made_saes
 from saelign.verdicts import Evidence
@@ -465,11 +465,11 @@ def read_words(plan: Plan, tokens: Tokens, seed: int) -> AboutWords | None:
     )
     phrases = None
     if subspaces.phrases:
-        bos = plan.tokenizer.bos_token_id
+        start, _ = context_frame(plan.tokenizer)
         phrases = phrases_of(
             subspaces,
             plan.tokenizer,
-            with_bos=bos is not None and bool((tokens.input_ids[:, 0] == bos).all()),
+            with_bos=start != [] and bool((tokens.input_ids[:, 0] == start).all()),
             rng=rng_of(seed, "phrases"),
         )
     return AboutWords(subspaces=subspaces, occurrences=occurrences, phrases=phrases)

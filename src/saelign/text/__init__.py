@@ -1,14 +1,15 @@
 """Documents -> tokens: what both models read, and which positions count."""
 
+from saelign.text.sources import STANDARD_INPUT, DatasetSource, read_documents
 from saelign.text.tokens import (
     MIN_TOKENS,
     Tokenizer,
     Tokens,
     check_same_tokenizer,
+    context_frame,
     draw,
     load_token_ids,
     load_tokenizer,
-    read_documents,
     save_token_ids,
     special_ids,
     tokenize,
@@ -17,10 +18,13 @@ from saelign.text.words import Words, words_of
 
 __all__ = [
     "MIN_TOKENS",
+    "STANDARD_INPUT",
+    "DatasetSource",
     "Tokenizer",
     "Tokens",
     "Words",
     "check_same_tokenizer",
+    "context_frame",
     "draw",
     "load_token_ids",
     "load_tokenizer",

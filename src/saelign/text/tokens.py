@@ -5,7 +5,6 @@ Imports neither torch nor transformers: a stored run can be read without them.
 
 import hashlib
 import logging
-import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,19 +15,11 @@ from jaxtyping import Bool, Int32, Integer
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-from saelign.errors import (
-    FormatError,
-    MissingFileError,
-    ModelError,
-    StorageError,
-    TextError,
-    UnknownNameError,
-)
+from saelign.errors import FormatError, MissingFileError, ModelError, StorageError, TextError
 
 MIN_TOKENS = 1000
 # Of a folder that has none of these transformers makes an empty tokenizer.
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json")
-SPLITS = ("blank_line", "none")
 # Accents, digits, runs of blanks, newlines: where tokenizers of one vocabulary part ways.
 PROBE = "The café cost $12.50 in 1987;\n\n  its owner (née Müller) won't say why…"
 
@@ -122,53 +113,29 @@ class Tokens:
         return np.nonzero(self.kept)[1]
 
 
-def read_documents(path: Path, *, split: str) -> list[str]:
-    """The documents of a text file, or of every *.txt file of a folder in order of name.
-
-    Args:
-        path: A UTF-8 text file or a folder of them.
-        split: `none`: a file is one document; `blank_line`: blank lines end a document.
-
-    Returns:
-        The documents that hold more than blanks.
-
-    Raises:
-        UnknownNameError: `split` is neither of the two.
-        MissingFileError: Nothing is at `path`.
-        FormatError: A file is not UTF-8.
-        TextError: No document holds anything but blanks.
-    """
-    if split not in SPLITS:
-        raise UnknownNameError.of("split", split, SPLITS)
-    path = Path(path)
-    if not path.exists():
-        raise MissingFileError(
-            f"text must be a file or a folder of .txt files, {path} is not there"
-        )
-    files = sorted(path.glob("*.txt")) if path.is_dir() else [path]
-    if not files:
-        raise TextError(f"a folder of text must hold .txt files, {path} holds none")
-    documents: list[str] = []
-    for file in files:
-        try:
-            text = file.read_text(encoding="utf-8-sig")
-        except UnicodeDecodeError as error:
-            raise FormatError(
-                f"text must be UTF-8, {file} is not at byte {error.start}: convert it, "
-                "for instance with iconv"
-            ) from error
-        except OSError as error:
-            raise MissingFileError(f"cannot read {file}: {error.strerror}") from error
-        documents += re.split(r"\n[^\S\n]*\n\s*", text) if split == "blank_line" else [text]
-    documents = [document for document in documents if document.strip()]
-    if not documents:
-        raise TextError(f"text must hold words, {path} is empty")
-    return documents
-
-
 def special_ids(tokenizer: Tokenizer) -> tuple[int, ...]:
     """The ids of the tokenizer's special tokens, in order."""
     return tuple(sorted(set(tokenizer.all_special_ids)))
+
+
+def context_frame(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
+    """The ids that a context begins and ends with, as the tokenizer's models are used to read.
+
+    BOS alone, where there is one; of an encoder's tokenizer, which has CLS in its place or as the
+    same token, CLS and SEP. Nothing where it has neither.
+    """
+    # Not every tokenizer has these two attributes; hence they are no part of the protocol.
+    cls, sep = (getattr(tokenizer, f"{name}_token_id", None) for name in ("cls", "sep"))
+    bos = tokenizer.bos_token_id
+    if cls is None or bos not in (None, cls):
+        return ([] if bos is None else [bos]), []
+    return [cls], ([] if sep is None else [sep])
+
+
+def document_end(tokenizer: Tokenizer) -> list[int]:
+    """What parts two documents in one context: EOS, else SEP, else nothing."""
+    ends = (tokenizer.eos_token_id, getattr(tokenizer, "sep_token_id", None))
+    return [end for end in ends if end is not None][:1]
 
 
 def load_tokenizer(name: str, revision: str | None = None) -> Tokenizer:
@@ -248,41 +215,49 @@ def tokenize(
     tokenizer: Tokenizer,
     *,
     context_length: int,
+    across_documents: bool = False,
     add_bos: bool = True,
     mask_special: bool = True,
     mask_first: bool = True,
 ) -> Tokens:
-    """The documents as consecutive contexts, none of which spans two documents.
+    """The documents as consecutive contexts, none of which spans two documents unless asked for.
 
-    Each context begins with BOS, where the tokenizer has one; the last one of a document is padded.
+    Each context begins with BOS, where the tokenizer has one (an encoder's with CLS, and ends with
+    SEP); the last one of a document is padded.
 
     Args:
         documents: At least one.
         tokenizer: Of both models.
-        context_length: Positions of a context, BOS included.
-        add_bos: Begin each context with BOS.
+        context_length: Positions of a context, BOS (or CLS and SEP) included.
+        across_documents: Fill contexts across documents, with EOS (or SEP) between two. A context
+            then counts as a document of its own.
+        add_bos: Begin each context with BOS, or frame it with CLS and SEP.
         mask_special: Leave special tokens out of what counts.
         mask_first: Leave the first position of each context out of what counts.
 
     Raises:
         TextError: The documents hold no token, or a context has no room for one.
     """
-    bos = tokenizer.bos_token_id if add_bos else None
-    start = [] if bos is None else [bos]
-    room = context_length - len(start)
+    start, end = context_frame(tokenizer) if add_bos else ([], [])
+    room = context_length - len(start) - len(end)
     if room < 1:
         raise TextError(
             f"context_length must leave room for text, got {context_length}: choose at least 16"
         )
     fill = next((i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id) if i is not None), 0)
+    encoded = _encode(tokenizer, list(documents))
+    if across_documents:
+        encoded = [_joined(encoded, document_end(tokenizer))]
     contexts: list[list[int]] = []
     document: list[int] = []
-    for index, ids in enumerate(_encode(tokenizer, list(documents))):
-        cut = [start + ids[i : i + room] for i in range(0, len(ids), room)]
+    for index, ids in enumerate(encoded):
+        cut = [start + ids[i : i + room] + end for i in range(0, len(ids), room)]
         contexts += cut
         document += [index] * len(cut)
     if not contexts:
         raise TextError("text must hold at least one token, got none")
+    if across_documents:
+        document = list(range(len(contexts)))
     input_ids = np.full((len(contexts), context_length), fill, dtype=np.int32)
     attended = np.zeros(input_ids.shape, dtype=bool)
     for row, ids in enumerate(contexts):
@@ -425,6 +400,12 @@ def draw(
 def _encode(tokenizer: Tokenizer, texts: list[str]) -> list[list[int]]:
     # verbose=False: documents are longer than the model's window by design, and are cut below.
     return tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
+
+
+def _joined(texts: list[list[int]], between: list[int]) -> list[int]:
+    """The ids of all texts in one; those without any part nothing."""
+    first, *others = [ids for ids in texts if ids] or [[]]
+    return first + [i for ids in others for i in between + ids]
 
 
 def _masked(
