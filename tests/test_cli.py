@@ -462,12 +462,49 @@ def test_an_error_that_is_none_of_saeligns_own_is_not_hidden(
         call("run", tiny / "study.yaml")
 
 
+# Standard input ----------------------------------------------------------------------------------
+
+
+def test_a_study_of_standard_input_runs_as_one_of_a_file_does(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(saelign.pipeline, "write_figures", lambda *_, **__: [])
+    here = tmp_path / "here"
+    shutil.copytree(tiny, here)
+    study = write_study(here / "study.yaml", changed(TINY, {"text": {"source": "-"}}))
+    text = (here / "text.txt").read_bytes()
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(text)))
+    assert call("check", study).code == 0
+    assert call("run", study, "--out", here / "piped").code == 0
+    assert call("run", study, "--out", here / "piped").code == 0
+    infos = [json.loads((here / name / "run.json").read_text()) for name in ("piped", "old")]
+    assert infos[0]["text"] == infos[1]["text"]
+    assert infos[0]["study"]["text"]["source"] == "-"
+    scores = [pd.read_parquet(here / name / "scores.parquet") for name in ("piped", "old")]
+    pd.testing.assert_frame_equal(*scores)
+
+
+def test_check_reads_what_is_piped_into_it(tiny: Path, tmp_path: Path) -> None:
+    here = tmp_path / "here"
+    shutil.copytree(tiny, here)
+    study = write_study(here / "study.yaml", changed(TINY, {"text": {"source": "-"}}))
+    command = [SCRIPT, "check", study, "--json", "--out", tmp_path / "out"]
+    with (here / "text.txt").open("rb") as text:
+        told = subprocess.run(command, stdin=text, capture_output=True, check=False)
+    assert (told.returncode, told.stderr) == (0, b"")
+    assert json.loads(told.stdout)["tokens"] == [2000]
+    nothing = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False)
+    assert nothing.returncode == 1
+    assert nothing.stderr == b"saelign: text must hold words, standard input is empty\n"
+
+
 # The demo ----------------------------------------------------------------------------------------
 
 
 def test_the_demo_reads_the_shipped_text_unless_told_otherwise() -> None:
     study = demo_study()
-    assert study.folder / study.text.source == FOLDER / "text.safetensors"
+    assert study.text.source == "text.safetensors"
+    assert study.folder == FOLDER
     assert not study.text.allow_fewer
 
 
@@ -478,10 +515,14 @@ def test_the_demo_reads_any_text_file_or_folder_however_short(
     monkeypatch.chdir(tmp_path)
     for text in ("book.txt", tmp_path / "book.txt", tmp_path):
         study = demo_study(text=text)
-        assert Path(study.text.source) == tmp_path / text
+        assert study.text.source == str(tmp_path / text)
         assert study.text.allow_fewer
         assert study.text.tokens == demo_study().text.tokens
         assert study.model_a == demo_study().model_a
+
+
+def test_the_demo_reads_standard_input() -> None:
+    assert demo_study(text="-").text.source == "-"
 
 
 def test_a_missing_text_stops_the_demo_before_anything_else(tmp_path: Path) -> None:
@@ -704,7 +745,30 @@ BAD = {
     ),
     "a missing text": Bad(
         study={"text": {"source": "book.txt"}},
-        says="text must be a file or a folder of .txt files, {here}/book.txt is not there",
+        says="text must be a file or a folder of files, {here}/book.txt is not there: give its "
+        "path, or ask for a data set as {{dataset: NAME}}",
+    ),
+    "a Parquet file cut short": Bad(
+        study={"text": {"source": "text.parquet"}},
+        files=file_at("text.parquet", "PAR1"),
+        says="{here}/text.parquet must be a Parquet file, it cannot be read as one: …; see whether "
+        "it was cut short, and copy it again",
+    ),
+    "lines without the column asked for": Bad(
+        study={"text": {"source": "text.jsonl", "column": "txt"}},
+        files=file_at("text.jsonl", '{"text": "abc"}'),
+        says="unknown column of line 1 of {here}/text.jsonl 'txt' (did you mean 'text'?), expected "
+        "one of: text",
+    ),
+    "a data set streamed to its end": Bad(
+        study={"text": {"source": {"dataset": "a/b", "streaming": True}}},
+        says="text.documents must be a number where a data set is streamed, got all: say how many "
+        "to read, or leave streaming out",
+    ),
+    "token ids that are to be cut": Bad(
+        study={"text": {"source": "text.safetensors", "documents": 10}},
+        says="text.documents must be left out where the text is token ids, which are cut already, "
+        "got 10 for {here}/text.safetensors",
     ),
     "contexts longer than the model can read": Bad(
         study={"text": {"context_length": 512}},
@@ -788,8 +852,9 @@ BAD = {
     ),
     "an unknown key": Bad(
         study={"text": {"token": 3000}},
-        says="unknown key of text 'token' (did you mean 'tokens'?), expected one of: allow_fewer, "
-        "context_length, mask_first, mask_special, source, split, tokens",
+        says="unknown key of text 'token' (did you mean 'tokens'?), expected one of: "
+        "across_documents, allow_fewer, column, context_length, documents, mask_first, "
+        "mask_special, source, split, tokens",
     ),
     "a missing study": Bad(
         command=("run", "{here}/studdy.yaml"),

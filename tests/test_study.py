@@ -15,6 +15,7 @@ from saelign.errors import (
     UnknownNameError,
 )
 from saelign.study import load_study, read_study, study_mapping
+from saelign.text import DatasetSource
 
 MINIMAL: dict[str, Any] = {
     "saelign": 1,
@@ -46,6 +47,19 @@ def test_a_study_written_out_reads_back_as_itself() -> None:
     )
     again = read_study(yaml.safe_load(yaml.safe_dump(study_mapping(study))), folder=study.folder)
     assert again == study
+
+
+def test_text_may_be_a_data_set_and_is_written_out_as_it_was_asked_for() -> None:
+    text = {"source": {"dataset": "a/b", "streaming": True}, "documents": 50, "column": "body"}
+    study = read(text=text)
+    assert study.text.source == DatasetSource(dataset="a/b", streaming=True)
+    assert (study.text.source.split, study.text.source.revision) == ("train", None)
+    assert (study.text.documents, study.text.column) == (50, "body")
+    assert read_study(
+        yaml.safe_load(yaml.safe_dump(study_mapping(study))), folder=study.folder
+    ) == (study)
+    assert (read().text.documents, read().text.column) == ("all", "text")
+    assert not read().text.across_documents
 
 
 def test_the_shipped_study_reads_back_as_itself() -> None:
@@ -137,6 +151,36 @@ def test_paths_start_at_the_study_files_folder(tmp_path: Path) -> None:
             "text.tokens must be a whole number or all, got 'many'",
         ),
         ({"text": {}}, StudyError, "text must have the key source, it has none"),
+        (
+            {"text": {"source": 3}},
+            StudyError,
+            "text.source must be text or a mapping of keys, got 3",
+        ),
+        (
+            {"text": {"source": {"split": "train"}}},
+            StudyError,
+            "text.source must have the key dataset, it has none",
+        ),
+        (
+            {"text": {"source": {"dataset": "a", "revison": "main"}}},
+            UnknownNameError,
+            "unknown key of text.source 'revison' (did you mean 'revision'?)",
+        ),
+        (
+            {"text": {"source": {"dataset": "a", "streaming": True}}},
+            StudyError,
+            "text.documents must be a number where a data set is streamed, got all: say how many",
+        ),
+        (
+            {"text": {"source": "t", "documents": 0}},
+            StudyError,
+            "text.documents must be at least 1, got 0",
+        ),
+        (
+            {"text": {"source": "t", "documents": "some"}},
+            StudyError,
+            "text.documents must be a whole number or all, got 'some'",
+        ),
         ({"text": "file.txt"}, StudyError, "text must be a mapping of keys, got 'file.txt'"),
         (
             {"filters": {"min_correlation": 1.0}},

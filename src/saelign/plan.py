@@ -2,7 +2,7 @@
 
 import contextlib
 import os
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,8 @@ from saelign.saes import inspect_sae
 from saelign.study import ModelStudy, Study, path_from, rng_of, study_mapping
 from saelign.subspace_study import Subspaces, read_subspaces
 from saelign.text import (
+    STANDARD_INPUT,
+    DatasetSource,
     Tokenizer,
     Tokens,
     check_same_tokenizer,
@@ -39,6 +41,9 @@ from saelign.text import (
 
 MADE = ("random", "trained")
 """SAEs of an untrained twin that are made when they are needed."""
+
+CUTTING = ("column", "documents", "split", "across_documents")
+"""What a study says of text that has yet to be cut into contexts."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -329,14 +334,47 @@ def common_tokenizer(study: Study) -> Tokenizer:
 
 
 def read_text(study: Study, tokenizer: Tokenizer) -> Tokens:
-    """All of the study's text as contexts, before any are drawn."""
+    """All of the study's text as contexts, before any are drawn.
+
+    Raises:
+        StudyError: Token ids, which are contexts already, are to be cut.
+        SaelignError: The text cannot be read.
+    """
     text = study.text
-    path = path_from(study.folder, text.source)
+    source = text_source(study)
     masks = {"mask_special": text.mask_special, "mask_first": text.mask_first}
-    if path.suffix == ".safetensors":
-        return load_token_ids(path, special_ids=special_ids(tokenizer), **masks)
-    documents = read_documents(path, split=text.split)
-    return tokenize(documents, tokenizer, context_length=text.context_length, **masks)
+    if isinstance(source, Path) and source.suffix == ".safetensors":
+        for f in fields(text):
+            if f.name in CUTTING and getattr(text, f.name) != f.default:
+                raise StudyError(
+                    f"text.{f.name} must be left out where the text is token ids, which are cut "
+                    f"already, got {getattr(text, f.name)!r} for {source}"
+                )
+        return load_token_ids(source, special_ids=special_ids(tokenizer), **masks)
+    documents = read_documents(
+        source,
+        split=text.split,
+        column=text.column,
+        n_documents=None if text.documents == "all" else text.documents,
+    )
+    return tokenize(
+        documents,
+        tokenizer,
+        context_length=text.context_length,
+        across_documents=text.across_documents,
+        **masks,
+    )
+
+
+def text_source(study: Study) -> str | Path | DatasetSource:
+    """Where the study's text lies; paths, also that of a data set's folder, made full."""
+    source = study.text.source
+    if source == STANDARD_INPUT:
+        return source
+    if isinstance(source, str):
+        return path_from(study.folder, source)
+    folder = path_from(study.folder, source.dataset)
+    return replace(source, dataset=str(folder)) if folder.is_dir() else source
 
 
 def check_positions(model: ModelStudy, side: str, folder: Path, tokens: Tokens) -> None:

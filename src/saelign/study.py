@@ -25,6 +25,7 @@ from saelign.scoring import check_measure
 from saelign.sites import Site, SiteName
 from saelign.strict_yaml import StrictLoader, told_yaml_error
 from saelign.subspace_study import SubspacesStudy
+from saelign.text.sources import DatasetSource
 
 FORMAT = 1
 """Version of the study format that this package writes and reads."""
@@ -92,20 +93,29 @@ class TextStudy:
     """What both models read.
 
     Attributes:
-        source: A text file, a folder of text files, or a safetensors file with token ids
+        source: A text file; `.jsonl` or `.parquet` with a document a row; a folder of files of one
+            of these kinds; `-` for standard input; a data set; or a safetensors file with token ids
             (`input_ids`, context x position).
+        column: Which column holds the text, where there are columns.
+        documents: Read the first so many at most; `all` for all there are.
         tokens: How many tokens to compare over; `all` for all there are.
         allow_fewer: Take what there is when the text holds fewer.
-        context_length: Tokens a context holds at most, with its BOS.
-        split: `none`: a file is one document. `blank_line`: blank lines part documents.
+        context_length: Tokens a context holds at most, with its BOS (of encoders CLS and SEP).
+        across_documents: Whether contexts are filled across documents, with EOS between two; each
+            context then counts as a document of its own.
+        split: Of text files and standard input. `none`: a file is one document. `blank_line`:
+            blank lines part documents.
         mask_special: Leave special tokens out.
         mask_first: Leave the first position of each context out.
     """
 
-    source: str
+    source: str | DatasetSource
+    column: str = "text"
+    documents: int | Literal["all"] = "all"
     tokens: int | Literal["all"] = "all"
     allow_fewer: bool = False
     context_length: int = 128
+    across_documents: bool = False
     split: Literal["none", "blank_line"] = "none"
     mask_special: bool = True
     mask_first: bool = True
@@ -493,6 +503,7 @@ def check_study(study: Study) -> None:
     text = study.text
     inside = None if study.subspaces is None else study.subspaces.filters
     at_least: list[tuple[str, float | None, float]] = [
+        ("text.documents", None if text.documents == "all" else text.documents, 1),
         ("text.tokens", None if text.tokens == "all" else text.tokens, 1_000),
         ("text.context_length", text.context_length, 2),
         *filter_limits("filters", study.filters),
@@ -504,6 +515,12 @@ def check_study(study: Study) -> None:
     for where, value, least in at_least:
         if value is not None and value < least:
             raise StudyError(f"{where} must be at least {least:,}, got {value}")
+    is_streamed = isinstance(text.source, DatasetSource) and text.source.streaming
+    if is_streamed and text.documents == "all":
+        raise StudyError(
+            "text.documents must be a number where a data set is streamed, got all: say how many "
+            "to read, or leave streaming out"
+        )
     for where, filters in (("filters", study.filters), ("subspaces.filters", inside)):
         least = None if filters is None else filters.min_correlation
         if least is not None and not -1 <= least < 1:

@@ -7,6 +7,7 @@ import yaml
 
 from saelign.errors import MissingFileError
 from saelign.study import Study, read_study
+from saelign.text.sources import STANDARD_INPUT
 
 FOLDER = Path(__file__).parent
 
@@ -15,8 +16,8 @@ def demo_study(*, text: str | Path | None = None, concepts: bool = False) -> Stu
     """The demo's study.
 
     Args:
-        text: A text file or folder to read instead of the shipped text; as many of its tokens as
-            the demo reads, or all if it holds fewer.
+        text: A text file or folder to read instead of the shipped text, or `-` for standard input;
+            as many of its tokens as the demo reads, or all if it holds fewer.
         concepts: Whether to look into semantic subspaces as well.
 
     Raises:
@@ -34,8 +35,8 @@ def demo_study(*, text: str | Path | None = None, concepts: bool = False) -> Stu
     study = read_study(content, folder=FOLDER.resolve())
     if text is None:
         return study
-    source = Path(text).resolve()
-    if not source.exists():
+    source = STANDARD_INPUT if text == STANDARD_INPUT else str(Path(text).resolve())
+    if source != STANDARD_INPUT and not Path(source).exists():
         raise MissingFileError(f"text must be a file or folder, {text} is not there")
-    read = dataclasses.replace(study.text, source=str(source), allow_fewer=True)
+    read = dataclasses.replace(study.text, source=source, allow_fewer=True)
     return dataclasses.replace(study, text=read)
