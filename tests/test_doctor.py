@@ -446,6 +446,21 @@ def test_release_names_want_sae_lens_and_the_hub(monkeypatch: pytest.MonkeyPatch
     assert told["found"] == "sae-lens 6.0.0, https://huggingface.co"
 
 
+def test_data_sets_by_name_want_the_library_and_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    monkeypatch.setattr(saelign.doctor, "no_answer", lambda _: None)
+    without(monkeypatch, "datasets")
+    told = feature(diagnose(), "data sets by name")
+    assert (told["missing"], told["install"]) == (["datasets"], "pip install 'saelign[datasets]'")
+    without(monkeypatch, "nothing", datasets="4.0.0")
+    told = feature(diagnose(), "data sets by name")
+    assert told["ready"]
+    assert told["found"] == "datasets 4.0.0, https://huggingface.co"
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    told = feature(diagnose(), "data sets by name")
+    assert told["install"].startswith("unset HF_HUB_OFFLINE")
+
+
 # WordNet -----------------------------------------------------------------------------------------
 
 

@@ -22,7 +22,7 @@ from typing import Any
 
 from saelign.concepts.wordnet import FOLDER_FILES, holds_wordnet, usual_places
 
-OPTIONAL = ("sae-lens", "wn")
+OPTIONAL = ("datasets", "sae-lens", "wn")
 """Distributions that some feature needs and a study can do without."""
 
 HUB_SECONDS = 2.0
@@ -339,6 +339,7 @@ def features(found: Mapping[str, Any]) -> list[dict[str, Any]]:
     gpus = [gpu["name"] for gpu in cuda] + ["MPS"] * found["devices"]["mps"]
     sources = [wordnet["folder"]] * bool(wordnet["folder"]) + wordnet["wn"]
     sae_lens = found["packages"]["sae-lens"]["version"]
+    datasets = found["packages"]["datasets"]["version"]
     reach = f"{hub['endpoint']} ({hub['reason']})"
     get_online = (
         f"unset {hub['offline']}; models in its cache can be used as it is"
@@ -361,6 +362,15 @@ def features(found: Mapping[str, Any]) -> list[dict[str, Any]]:
             found=hub["endpoint"],
             missing=[] if hub["reachable"] else [reach],
             install=get_online,
+        ),
+        feature(
+            "data sets by name",
+            found=f"datasets {datasets}, {hub['endpoint']}",
+            missing=["datasets"] * (not datasets) + ([] if hub["reachable"] else [reach]),
+            install="; ".join(
+                ["pip install 'saelign[datasets]'"] * (not datasets)
+                + [get_online] * (not hub["reachable"])
+            ),
         ),
         feature(
             "SAELens release names",
