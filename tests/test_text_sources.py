@@ -401,6 +401,41 @@ def test_a_row_of_a_data_set_is_a_document(
 
 
 @pytest.mark.usefixtures("datasets")
+def test_a_streamed_data_set_is_not_copied_to_the_cache(tmp_path: Path, shards: Path) -> None:
+    write(shards / "a.jsonl", ["a"])
+    assert read_documents(data_set(shards, streaming=True)) == ["a"]
+    assert not list(tmp_path.rglob("*.arrow"))
+    assert read_documents(data_set(shards, streaming=False)) == ["a"]
+    assert list(tmp_path.rglob("*.arrow"))
+
+
+@pytest.mark.usefixtures("datasets")
+def test_a_data_set_may_have_configurations(shards: Path) -> None:
+    files = {name: write(shards / f"{name}.jsonl", [name]).name for name in ("de", "fr")}
+    listed = [f"- config_name: {name}\n  data_files: {file}\n" for name, file in files.items()]
+    (shards / "README.md").write_text("---\nconfigs:\n" + "".join(listed) + "---\n")
+    assert read_documents(data_set(shards, config="fr")) == ["fr"]
+    assert read_documents(data_set(shards, config="de")) == ["de"]
+    with pytest.raises(TextError, match=r"datasets gave: Config name is missing"):
+        read_documents(data_set(shards))
+
+
+def test_a_data_set_is_asked_for_at_the_revision_that_the_study_names(
+    datasets: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def load(*arguments: Any, **options: Any) -> Any:
+        asked.append((arguments, options))
+        return datasets.Dataset.from_dict({"text": ["a"]})
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    assert read_documents(DatasetSource(dataset="a/b", revision="abc123")) == ["a"]
+    options = {"split": "train", "revision": "abc123", "streaming": False}
+    assert asked == [(("a/b", None), options)]
+
+
+@pytest.mark.usefixtures("datasets")
 @pytest.mark.parametrize("streaming", [False, True])
 def test_a_bad_row_of_a_data_set_is_named(shards: Path, streaming: bool) -> None:
     write(shards / "a.jsonl", ["a", None, "b"])
