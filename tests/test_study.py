@@ -359,6 +359,14 @@ def test_a_missing_study_file_is_named(tmp_path: Path) -> None:
         load_study(tmp_path)
 
 
+def test_a_place_on_a_hub_and_a_name_of_saelens_are_no_paths(tmp_path: Path) -> None:
+    for given in ("hf://google/gemma-scope-2b-pt-res@main/layer_{layer}", "sae_lens:x/{layer}/~"):
+        study = read(model_a={"name": "A", "saes": given})
+        assert study.model_a.sae_path(2, tmp_path) == given.replace("{layer}", "2")
+    study = read(model_a={"name": "A", "saes": {2: "hf://a/b/c"}})
+    assert study.model_a.sae_path(2, tmp_path) == "hf://a/b/c"
+
+
 def test_a_tilde_is_the_users_home(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/home/ada")
     study = read(model_a={"name": "A", "saes": "~/saes/{layer}"})

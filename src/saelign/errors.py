@@ -7,6 +7,7 @@ so that code that knows nothing of saelign can still catch it:
     |-- StudyError (ValueError)             the study file asks for what cannot be
     |-- UnknownNameError (ValueError)       a name that is none of the expected ones
     |-- MissingFileError (FileNotFoundError)  a file or folder is not there
+    |-- HubError (ConnectionError)          a model hub not reached, or that lets one not in
     |-- FormatError (ValueError)            a file that is not what it claims to be
     |-- DamagedError (ValueError)           a stored file is not what was written
     |-- ModelError (RuntimeError)           a model not loaded, or its blocks not found
@@ -44,6 +45,10 @@ class UnknownNameError(SaelignError, ValueError):
 
 class MissingFileError(SaelignError, FileNotFoundError):
     """A file or folder that is not there."""
+
+
+class HubError(SaelignError, ConnectionError):
+    """A model hub that cannot be reached, breaks off, or does not let one in."""
 
 
 class FormatError(SaelignError, ValueError):

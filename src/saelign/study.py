@@ -19,6 +19,7 @@ import yaml
 
 from saelign.correlation import METRICS
 from saelign.errors import FormatError, MissingFileError, StudyError, UnknownNameError
+from saelign.locations import is_remote
 from saelign.matching import MATCHINGS, Filters
 from saelign.nulls import NULLS
 from saelign.scoring import check_measure
@@ -51,6 +52,7 @@ class ModelStudy:
             input), where it is not found by itself.
         layers: Which blocks to read, from 0; `all` for all of them.
         saes: Where the SAE of a layer lies, with `{layer}` in it; or a mapping from layer to path.
+            A path, `hf://OWNER/NAME[@REVISION]/FOLDER`, or `sae_lens:RELEASE/SAE_ID`.
     """
 
     name: str
@@ -75,8 +77,8 @@ class ModelStudy:
         """What its weights are held in: one more thing that tells its activations from others."""
         return self.dtype if self.quantization is None else f"{self.dtype}, {self.quantization}"
 
-    def sae_path(self, layer: int, folder: Path) -> Path:
-        """Where the SAE of a layer lies; relative paths from `folder`."""
+    def sae_path(self, layer: int, folder: Path) -> Path | str:
+        """Where the SAE of a layer lies; relative paths from `folder`, other places as given."""
         if isinstance(self.saes, dict):
             if layer not in self.saes:
                 known = ", ".join(str(known) for known in sorted(self.saes))
@@ -84,8 +86,10 @@ class ModelStudy:
                     f"saes of {self.name} must name a path for each layer, layer {layer} has none "
                     f"(there are: {known}): add it or leave the layer out"
                 )
-            return path_from(folder, self.saes[layer])
-        return path_from(folder, self.saes.replace("{layer}", str(layer)))
+            given = self.saes[layer]
+        else:
+            given = self.saes.replace("{layer}", str(layer))
+        return given if is_remote(given) else path_from(folder, given)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 from saelign.errors import FormatError, MissingFileError
 from saelign.saes.formats import (
@@ -13,7 +12,7 @@ from saelign.saes.formats import (
     single_file,
     sparsify,
 )
-from saelign.saes.formats.reading import Files, SaeInfo, Tensors
+from saelign.saes.formats.reading import Files, Place, SaeInfo, Tensors
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,7 +72,28 @@ FORMATS = {
 SINGLE_FILE = Format(layouts=(), inspect=single_file.inspect, load=single_file.load)
 
 
-def recognise(path: Path) -> tuple[Format, Files]:
+def candidates(path: Place) -> list[tuple[Format, Files]]:
+    """What the SAE at `path` may be: for each format, where its files would then lie.
+
+    Whether `path` would be the folder or its file of weights follows from the names.
+    """
+    return [
+        (format_, files)
+        for format_ in FORMATS.values()
+        for config, weights in format_.layouts
+        for folder in [path, *path.parents[weights.count("/") :][:1]]
+        for files in [
+            Files(
+                path=path,
+                config=None if config is None else folder / config,
+                weights=folder / weights,
+            )
+        ]
+        if path in (folder, files.weights)
+    ]
+
+
+def recognise(path: Place) -> tuple[Format, Files]:
     """The format of the SAE at `path`, a folder or its file of weights, and where its files lie.
 
     Raises:
@@ -82,20 +102,9 @@ def recognise(path: Path) -> tuple[Format, Files]:
     """
     if not path.exists():
         raise MissingFileError(f"an SAE must be a file or a folder, {path} is not there")
-    for format_ in FORMATS.values():
-        for config, weights in format_.layouts:
-            depth = weights.count("/")
-            if not path.is_dir() and len(path.parents) <= depth:
-                continue
-            folder = path if path.is_dir() else path.parents[depth]
-            files = Files(
-                path=path,
-                config=None if config is None else folder / config,
-                weights=folder / weights,
-            )
-            is_there = files.weights.is_file() and (files.config is None or files.config.is_file())
-            if is_there and (path == folder or path == files.weights):
-                return format_, files
+    for format_, files in candidates(path):
+        if files.weights.is_file() and (files.config is None or files.config.is_file()):
+            return format_, files
     if path.is_dir():
         raise MissingFileError(_unrecognised(path))
     if path.suffix in (".pt", ".pth", ".bin", ".ckpt", ".pkl"):
@@ -108,7 +117,7 @@ def recognise(path: Path) -> tuple[Format, Files]:
     return SINGLE_FILE, Files(path=path, config=None, weights=path)
 
 
-def _unrecognised(folder: Path) -> str:
+def _unrecognised(folder: Place) -> str:
     seen = sorted(entry.name + "/" * entry.is_dir() for entry in folder.iterdir())
     lacking = [
         f"{lacks} to be {name}"

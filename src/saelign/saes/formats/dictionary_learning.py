@@ -144,7 +144,7 @@ def inspect(files: Files) -> SaeInfo:
     check_said(files, "dict_size", trainer.get("dict_size"), d_sae)
     k = None
     if kind.activation == "topk":
-        k = check_k(files, trainer.get("k"), d_sae)
+        k = check_k(files.config, trainer.get("k"), d_sae)
         if "k" in state:
             check_said(files, "k", k, int(state["k"]))
     hook_name = _hook_name(files, trainer)

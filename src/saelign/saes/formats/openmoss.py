@@ -100,7 +100,7 @@ def inspect(files: Files) -> SaeInfo:
         format="openmoss",
         architecture="standard" if activation == "relu" else activation,
         activation=activation,
-        k=check_k(files, config.get("top_k"), d_sae) if activation == "topk" else None,
+        k=check_k(files.config, config.get("top_k"), d_sae) if activation == "topk" else None,
         apply_b_dec_to_input=bool(
             config.get("use_decoder_bias", True)
             # The library's default changed with the name of the configuration.

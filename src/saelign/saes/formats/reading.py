@@ -8,14 +8,15 @@ import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, BinaryIO, Literal, cast
 
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from saelign.errors import FormatError
+from saelign.errors import FormatError, SaelignError
+from saelign.saes.hub import HubPath
 from saelign.saes.sae import Activation, Normalization
 from saelign.sites import SiteName, site_of_hook
 
@@ -23,6 +24,11 @@ Architecture = Literal["standard", "topk", "batchtopk", "jumprelu", "gated"]
 
 Shapes = dict[str, tuple[int, ...]]
 Tensors = dict[str, Tensor]
+
+Place = Path | HubPath
+"""Where a file or folder lies, on disk or on a hub."""
+
+_LONGEST_HEADER = 100_000_000  # what the format allows
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,9 +79,9 @@ class Files:
         weights: Its tensors.
     """
 
-    path: Path
-    config: Path | None
-    weights: Path
+    path: Place
+    config: Place | None
+    weights: Place
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,8 +108,9 @@ def read_config(files: Files) -> dict[str, Any]:
         FormatError: It is none.
     """
     assert files.config is not None
+    file = local(files.config)
     try:
-        config: Any = json.loads(files.config.read_text(encoding="utf-8"))
+        config: Any = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
         raise FormatError(f"{files.config} must be JSON: {error}") from error
     if not isinstance(config, dict):
@@ -111,10 +118,16 @@ def read_config(files: Files) -> dict[str, Any]:
     return cast("dict[str, Any]", config)
 
 
-def read_shapes(weights: Path) -> tuple[Shapes, dict[str, str]]:
+def local(place: Place) -> Path:
+    """The file on disk; one on a hub is downloaded unless it is in the cache."""
+    return place.local() if isinstance(place, HubPath) else place
+
+
+def read_shapes(weights: Place) -> tuple[Shapes, dict[str, str]]:
     """The shapes of the tensors in a file and what it says beside them, without the tensors.
 
-    A `.pt` file has no header of its own: it is opened as weights only, mapped and not read.
+    A `.pt` file has no header of its own: it is opened as weights only, mapped and not read; one
+    on a hub is downloaded. Of other files on a hub only the header is sent.
 
     Raises:
         FormatError: It cannot be read, or would run code.
@@ -123,6 +136,8 @@ def read_shapes(weights: Path) -> tuple[Shapes, dict[str, str]]:
         return _npz_shapes(weights), {}
     if weights.suffix == ".pt":
         return {name: tuple(tensor.shape) for name, tensor in read_pickle(weights).items()}, {}
+    if isinstance(weights, HubPath):
+        return _safetensors_shapes(weights)
     try:
         with safe_open(weights, framework="numpy") as file:
             shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
@@ -133,10 +148,35 @@ def read_shapes(weights: Path) -> tuple[Shapes, dict[str, str]]:
         ) from error
 
 
-def _npz_shapes(weights: Path) -> Shapes:
+def _safetensors_shapes(weights: HubPath) -> tuple[Shapes, dict[str, str]]:
+    # safe_open wants a file on disk; on a hub the header is a range of bytes.
+    try:
+        with weights.open("rb") as stream:
+            n_bytes = stream.seek(0, 2)
+            stream.seek(0)
+            length = int.from_bytes(stream.read(8) or b"", "little")
+            if not 2 <= length <= min(n_bytes - 8, _LONGEST_HEADER):
+                raise ValueError(f"a header of {length:,} bytes in a file of {n_bytes:,}")
+            header: Any = json.loads((stream.read(length) or b"").decode())
+        metadata = header.pop("__metadata__", {})
+        shapes = {str(name): tuple(map(int, told["shape"])) for name, told in header.items()}
+        spans = sorted(tuple(map(int, told["data_offsets"])) for told in header.values())
+        starts, stops = [a for a, _ in spans], [b for _, b in spans]
+        if [*starts, n_bytes - 8 - length] != [0, *stops]:
+            raise ValueError("its tensors do not fill it")
+        return shapes, {str(key): str(value) for key, value in metadata.items()}
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        if isinstance(error, SaelignError):
+            raise
+        raise FormatError(
+            f"an SAE must be a whole safetensors file, {weights} is none: {error}"
+        ) from error
+
+
+def _npz_shapes(weights: Place) -> Shapes:
     shapes: Shapes = {}
     try:
-        with zipfile.ZipFile(weights) as archive:
+        with weights.open("rb") as whole, zipfile.ZipFile(cast("BinaryIO", whole)) as archive:
             for member in archive.namelist():
                 with archive.open(member) as stream:
                     version = np.lib.format.read_magic(stream)
@@ -153,25 +193,28 @@ def _npz_shapes(weights: Path) -> Shapes:
                     )
                 shapes[member.removesuffix(".npy")] = shape
     except (zipfile.BadZipFile, ValueError, OSError, EOFError) as error:
-        if isinstance(error, FormatError):
-            raise
+        # zipfile says of whatever fails while it looks for the end that this is no zip file.
+        for known in (error, error.__context__):
+            if isinstance(known, SaelignError):
+                raise known from known.__cause__
         raise FormatError(
             f"{weights} must be a whole .npz file, it is not (half downloaded?): {error}"
         ) from error
     return shapes
 
 
-def read_pickle(weights: Path) -> Tensors:
+def read_pickle(weights: Place) -> Tensors:
     """The tensors of a state dict saved by torch, opened as weights only.
 
     Raises:
         FormatError: It cannot be read, would run code, or is no state dict.
     """
+    file = local(weights)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of torch, about pickles that are then refused
             state: Any = torch.load(
-                weights, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(weights)
+                file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file)
             )
     except pickle.UnpicklingError as error:
         raise FormatError(
@@ -190,22 +233,23 @@ def read_pickle(weights: Path) -> Tensors:
     return {str(name): tensor for name, tensor in state.items()}
 
 
-def read_tensors(weights: Path, *, device: str) -> Tensors:
+def read_tensors(weights: Place, *, device: str) -> Tensors:
     """All tensors of a file, in float32, under the names in the file.
 
     Raises:
         FormatError: They cannot be read, or hold NaN or infinite values.
     """
     tensors: Tensors = {}
+    file = local(weights)
     try:
         if weights.suffix == ".npz":
-            with np.load(weights, allow_pickle=False) as arrays:
+            with np.load(file, allow_pickle=False) as arrays:
                 tensors = {name: torch.from_numpy(np.asarray(arrays[name])) for name in arrays}
         elif weights.suffix == ".pt":
             tensors = read_pickle(weights)
         else:
-            with safe_open(weights, framework="pt", device=device) as file:
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            with safe_open(file, framework="pt", device=device) as opened:
+                tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
         # A mapped file must not change under the SAE's feet: clone what float() left in place.
         tensors = {
             name: tensor.to(device=device, dtype=torch.float32, copy=weights.suffix == ".pt")
@@ -234,7 +278,7 @@ def renamed(tensors: Tensors, layout: Layout, d_sae: int) -> Tensors:
     return ours
 
 
-def check_shapes(weights: Path, shapes: Shapes, layout: Layout) -> tuple[int, int]:
+def check_shapes(weights: Place, shapes: Shapes, layout: Layout) -> tuple[int, int]:
     """The width of the model and the number of features, after every tensor was found to fit.
 
     Raises:
@@ -287,14 +331,14 @@ def check_said(files: Files, what: str, said: object, found: int) -> None:
         )
 
 
-def check_k(files: Files, k: object, d_sae: int) -> int:
-    """The number of features that may speak at a token.
+def check_k(config: object, k: object, d_sae: int) -> int:
+    """The number of features that may speak at a token, as `config` says it.
 
     Raises:
         FormatError: It is none from 1 to `d_sae`.
     """
     if not (isinstance(k, int) and 1 <= k <= d_sae):
-        raise FormatError(f"k of a TopK SAE must be from 1 to {d_sae}, {files.config} says {k!r}")
+        raise FormatError(f"k of a TopK SAE must be from 1 to {d_sae}, {config} says {k!r}")
     return k
 
 
@@ -330,7 +374,7 @@ def ungated(tensors: Tensors) -> Tensors:
     }
 
 
-def place_of(hook_name: str | None, path: Path) -> tuple[SiteName | None, int | None]:
+def place_of(hook_name: str | None, path: object) -> tuple[SiteName | None, int | None]:
     """The site and the block that an SAE reads by its own word; None twice: it does not say.
 
     Raises:

@@ -1,5 +1,6 @@
 """SAELens: `cfg.json` and `sae_weights.safetensors`."""
 
+from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 import torch
@@ -49,8 +50,30 @@ _SCALING = (
 
 def inspect(files: Files) -> SaeInfo:
     """What the folder says of itself, in the words of any version of SAELens."""
-    path = files.path
-    cfg = read_config(files)
+
+    def widths(architecture: str) -> tuple[int, int]:
+        shapes, _ = read_shapes(files.weights)
+        shapes.pop("scaling_factor", None)
+        return check_shapes(files.weights, shapes, _LAYOUTS[architecture])
+
+    return inspect_config(read_config(files), str(files.path), str(files.config), widths)
+
+
+def inspect_config(
+    cfg: Mapping[str, Any], path: str, config: str, widths: Callable[[str], tuple[int, int]]
+) -> SaeInfo:
+    """What a configuration of SAELens says.
+
+    Args:
+        cfg: The configuration.
+        path: Where the SAE lies.
+        config: Where its configuration lies.
+        widths: Gives the widths of the model and of an SAE of such architecture.
+
+    Raises:
+        FormatError: It needs what its files do not hold, or is of another site.
+        UnknownNameError: An architecture or a normalisation that is not supported.
+    """
     # Until version 6 the site stood at the top and TopK was an activation function of "standard".
     metadata: dict[str, Any] = {**cfg, **(cfg.get("metadata") or {})}
     function = cfg.get("activation_fn", cfg.get("activation_fn_str")) or "relu"
@@ -75,9 +98,7 @@ def inspect(files: Files) -> SaeInfo:
         raise UnknownNameError.of(f"normalize_activations in {path}:", normalize, NORMALIZATIONS)
     if cfg.get("finetuning_scaling_factor"):
         raise FormatError(_SCALING.format(path=path))
-    shapes, _ = read_shapes(files.weights)
-    shapes.pop("scaling_factor", None)
-    d_model, d_sae = check_shapes(files.weights, shapes, _LAYOUTS[architecture])
+    d_model, d_sae = widths(architecture)
     hook_name = metadata.get("hook_name", metadata.get("hook_point"))
     site, layer = place_of(hook_name, path)
     return SaeInfo(
@@ -90,12 +111,12 @@ def inspect(files: Files) -> SaeInfo:
         format="saelens",
         architecture=cast("Architecture", architecture),
         activation=_ACTIVATIONS[architecture],
-        k=check_k(files, k, d_sae) if architecture == "topk" else None,
+        k=check_k(config, k, d_sae) if architecture == "topk" else None,
         apply_b_dec_to_input=bool(cfg.get("apply_b_dec_to_input", True)),
         normalize=cast("Normalization", normalize),
         rescale_by_decoder_norm=architecture == "topk"
         and bool(cfg.get("rescale_acts_by_decoder_norm", False)),
-        source=str(path),
+        source=path,
     )
 
 

@@ -78,7 +78,7 @@ def inspect(files: Files) -> SaeInfo:
         format="sparsify",
         architecture="topk",
         activation="topk",
-        k=check_k(files, config.get("k"), d_sae),
+        k=check_k(files.config, config.get("k"), d_sae),
         apply_b_dec_to_input=True,
         normalize="none",
         rescale_by_decoder_norm=False,
