@@ -1,16 +1,22 @@
-"""SAEs that are Python objects of any library."""
+"""Models and SAEs that are Python objects."""
 
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from torch import Tensor, nn
 
+import saelign
 from conftest import lossless_sae
-from saelign.errors import FormatError
-from saelign.saes import SAE, decode, encode, reconstruct, sae_of, save_sae
+from saelign import Given, Study, read_study
+from saelign.demo import FOLDER, demo_study
+from saelign.errors import FormatError, ModelError, StudyError
+from saelign.models import load_model
+from saelign.saes import SAE, decode, encode, load_sae, reconstruct, sae_of, save_sae
 from saelign.saes.sae import encode_sparse, reconstruct_counting
+from saelign.text import load_tokenizer
 
 D_MODEL, D_SAE, K = 6, 20, 3
 
@@ -158,3 +164,84 @@ def test_an_object_cannot_be_saved_as_a_single_file(tmp_path):
     with pytest.raises(FormatError, match=r"computes its activations itself: save it with its own"):
         save_sae(sae_of(WithDecoderMatrix()), tmp_path / "sae.safetensors")
     assert isinstance(sae_of(WithDecoderMatrix()), SAE)
+
+
+# Whole studies -----------------------------------------------------------------------------------
+
+
+def demo_side(letter: str, *, layer: int) -> tuple[Given, dict[str, object]]:
+    study = demo_study()
+    named = getattr(study, f"model_{letter}")
+    folder = str(study.folder / named.name)
+    own = load_sae(named.sae_path(layer, study.folder))
+
+    class Mine:
+        def __init__(self):
+            self.W_dec, self.b_dec = own.W_dec, own.b_dec
+
+        def encode(self, x):
+            return encode(own, x)
+
+    given = Given(model=load_model(folder), tokenizer=load_tokenizer(str(FOLDER / named.tokenizer)), saes={layer: Mine()})
+    return given, {"name": f"my {letter}", "layers": [layer], "saes": "given"}
+
+
+def study_with(**changes: object) -> Study:
+    content = {
+        "saelign": 1,
+        "name": "given",
+        "text": {"source": str(FOLDER / "text.safetensors"), "tokens": 4000},
+        "matching": ["one_to_one"],
+        "measures": ["rsa"],
+        "nulls": {"shuffle": 10},
+        "verdicts": False,
+    }
+    return read_study({**content, **changes}, folder=FOLDER)
+
+
+def test_models_and_saes_in_memory_give_what_those_on_disk_give(tmp_path, monkeypatch):
+    monkeypatch.setattr("saelign.pipeline.write_figures", lambda *_, **__: [])
+    (given_a, a), (given_b, b) = demo_side("a", layer=2), demo_side("b", layer=3)
+    output = {"store": str(tmp_path / "store")}
+    control = [{"untrained": {"saes_a": "random", "saes_b": "random"}}]
+    study = study_with(model_a=a, model_b=b, output=output, controls=control)
+    objects = {"a": given_a, "b": given_b}
+    got = saelign.run(study, out=tmp_path / "given", given=objects)
+    named = demo_study()
+    sides = {
+        f"model_{letter}": {
+            "name": str(FOLDER / getattr(named, f"model_{letter}").name),
+            "layers": [layer],
+            "saes": str(getattr(named, f"model_{letter}").sae_path(layer, named.folder)),
+        }
+        for letter, layer in (("a", 2), ("b", 3))
+    }
+    expected = saelign.run(
+        study_with(**sides, output=output, controls=control), out=tmp_path / "named"
+    )
+    columns = ["control", "measure", "null", "score", "p_value"]
+    pd.testing.assert_frame_equal(got.scores[columns], expected.scores[columns], rtol=1e-4)
+    about = got.info["models"]
+    assert about["a"]["fingerprint"].startswith("given-")
+    assert about["a"]["saes"]["2"]["source"].startswith("SAE given for layer 2 of a (")
+    again = saelign.run(study, out=tmp_path / "given", given=objects)
+    pd.testing.assert_frame_equal(again.scores, got.scores)
+
+
+def test_what_is_given_and_does_not_fit_is_refused(tmp_path):
+    given, a = demo_side("a", layer=2)
+    study = study_with(model_a=a, model_b={**a, "layers": [1, 2]}, output={"store": str(tmp_path)})
+    out = tmp_path / "out"
+    with pytest.raises(
+        StudyError, match=r"for each layer of my a, layer 2 has none \(there are: n"
+    ):
+        saelign.check(study, out=out, given={"a": Given(model=given.model)})
+    with pytest.raises(StudyError, match=r"layer 1 has none \(there are: 2\): pass it as given="):
+        saelign.check(study, out=out, given={"a": given, "b": given})
+    with pytest.raises(StudyError, match=r"must be for side 'a' or 'b', got 'A'"):
+        saelign.check(study, out=out, given={"A": given})
+    with pytest.raises(ModelError, match=r"one of transformers, with its config, Linear has none"):
+        saelign.check(study, out=out, given={"a": Given(model=nn.Linear(2, 2))})
+    given.model.train()
+    with pytest.raises(ModelError, match=r"must not be training: call model\.eval\(\)"):
+        saelign.check(study, out=out, given={"a": given, "b": given})

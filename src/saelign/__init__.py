@@ -15,17 +15,19 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from saelign.correlation import Correlation, CrossMoments, correlate, correlation_of
     from saelign.errors import SaelignError
+    from saelign.given import Given
     from saelign.matching import Filters, HeldOut, held_out_correlation, match
     from saelign.pipeline import run
     from saelign.plan import check
     from saelign.results import Run, open_run
     from saelign.scoring import Score, score
-    from saelign.study import Study, load_study
+    from saelign.study import Study, load_study, read_study
 
 _WHERE = {
     "Correlation": "correlation",
     "CrossMoments": "correlation",
     "Filters": "matching",
+    "Given": "given",
     "HeldOut": "matching",
     "Run": "results",
     "SaelignError": "errors",
@@ -38,6 +40,7 @@ _WHERE = {
     "load_study": "study",
     "match": "matching",
     "open_run": "results",
+    "read_study": "study",
     "run": "pipeline",
     "score": "scoring",
 }
@@ -46,6 +49,7 @@ __all__ = [
     "Correlation",
     "CrossMoments",
     "Filters",
+    "Given",
     "HeldOut",
     "Run",
     "SaelignError",
@@ -58,6 +62,7 @@ __all__ = [
     "load_study",
     "match",
     "open_run",
+    "read_study",
     "run",
     "score",
 ]

@@ -27,6 +27,7 @@ from saelign.cells import (
 )
 from saelign.concepts.occurrences import Occurrences
 from saelign.errors import DegenerateError, SaelignError
+from saelign.given import Given
 from saelign.judging import judge
 from saelign.layers import Layer, Reading, describe_layer, read_text_of_run, shifted
 from saelign.models import (
@@ -62,7 +63,7 @@ from saelign.results import (
 from saelign.saes import SAE, load_sae
 from saelign.scoring import MIN_PAIRS
 from saelign.shelf import Shelf, ShelfSide
-from saelign.study import Study, rng_of
+from saelign.study import GIVEN, Study, rng_of
 from saelign.subspace_study import Subspaces
 from saelign.subspaces import (
     Subspace,
@@ -95,6 +96,7 @@ def run(
     *,
     out: str | Path | None = None,
     memory: str | int | None = None,
+    given: Mapping[str, Given] | None = None,
     progress: Progress = no_progress,
 ) -> Run:
     """Compare two models from beginning to end.
@@ -104,6 +106,8 @@ def run(
         out: The run's folder, if not the study's own.
         memory: What it may take, such as `8GiB` (or bytes); most of what is free if None. Layers
             and SAEs that do not fit at once are read again when they are needed.
+        given: For `a` and `b`, a model, its tokenizer or its SAEs as objects, in place of what the
+            study names.
         progress: Told how far it has come.
 
     Returns:
@@ -116,7 +120,7 @@ def run(
     """
     started = time.monotonic()
     progress("check the study", 0, 1)
-    plan = check(study, out=out, memory=memory)
+    plan = check(study, out=out, memory=memory, given=given)
     progress("check the study", 1, 1)
     info: dict[str, Any] = {
         "complete": False,
@@ -303,6 +307,9 @@ def sae_loader(
     if model.saes in MADE:
         made = twin_saes(plan, side, tokens, collected[side.letter], info, progress)
         return made.__getitem__
+    saes = plan.given_for(side).saes
+    if model.saes == GIVEN and saes is not None:
+        return saes.__getitem__
     return lambda layer: load_sae(
         model.sae_path(layer, plan.study.folder), device=sae_device(model.device)
     )
@@ -311,15 +318,19 @@ def sae_loader(
 def about_side(plan: Plan, side: Side) -> dict[str, Any]:
     """What `run.json` says of a side: the model, its weights and its SAEs."""
     model, name = side.model, model_name(side.model, plan.study.folder)
+    given = plan.given_for(side)
     if side.twin_seed is None:
-        fingerprint = model_fingerprint(name, model.revision)
+        fingerprint = given.fingerprint or model_fingerprint(name, model.revision)
     else:
-        fingerprint = untrained_fingerprint(name, side.twin_seed, model.revision)
+        fingerprint = untrained_fingerprint(given.config or name, side.twin_seed, model.revision)
     told_saes: Any = model.saes
     if told_saes not in MADE:
         told_saes = {}
         for layer in side.layers:  # one at a time: all of them need not fit into memory
-            sae = load_sae(model.sae_path(layer, plan.study.folder), device="cpu")
+            if model.saes == GIVEN and given.saes is not None:
+                sae = given.saes[layer]
+            else:
+                sae = load_sae(model.sae_path(layer, plan.study.folder), device="cpu")
             told_saes[layer] = {"source": sae.source, "sha256": sae.sha256}
     return {
         "name": model.name,
@@ -340,6 +351,10 @@ def parts_key(info: Mapping[str, Any]) -> str:
 def loader(plan: Plan, side: Side) -> Callable[[], nn.Module]:
     """What loads a side's model, or draws its untrained twin."""
     model, name = side.model, model_name(side.model, plan.study.folder)
+    given = plan.given_for(side)
+    if side.twin_seed is None and given.model is not None:
+        of_side = given.model
+        return lambda: of_side
     if side.twin_seed is None:
         return lambda: load_model(
             name,
@@ -350,7 +365,7 @@ def loader(plan: Plan, side: Side) -> Callable[[], nn.Module]:
         )
     seed, sha256 = side.twin_seed, side.twin_sha256
     return lambda: untrained_model(
-        name,
+        given.config or name,
         seed=seed,
         revision=model.revision,
         dtype=model.dtype,
@@ -404,7 +419,7 @@ def collect_side(
 
     In one pass of the model, or in as many as it takes for the SAEs of a pass to fit into memory.
     """
-    about = info["models"][side.key]
+    about, given = info["models"][side.key], plan.given_for(side)
     found: dict[int, LayerActivations] = {}
     passes = plan.forecast.passes(side)
     for number, some in enumerate(passes):
@@ -417,8 +432,10 @@ def collect_side(
             tokens=tokens,
             store=plan.store,
             model_fingerprint=about["fingerprint"],
-            dtype=side.model.precision if side.twin_seed is None else side.model.dtype,
-            device=side.model.device,
+            dtype=side.model.dtype
+            if side.twin_seed is not None
+            else given.precision or side.model.precision,
+            device=(None if side.twin_seed is not None else given.device) or side.model.device,
             site=side.model.place,
             provenance={
                 "model": about["name"],

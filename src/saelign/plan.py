@@ -2,16 +2,19 @@
 
 import contextlib
 import os
-from dataclasses import dataclass, fields, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import yaml
+from transformers import PretrainedConfig
 
 from saelign.activations.wiring import check_dimensions
 from saelign.errors import StorageError, StudyError
 from saelign.forecast import Forecast, LayerSize, SideSize, forecast, memory_limit
+from saelign.given import Given, settled
 from saelign.models import (
     check_device,
     d_site,
@@ -22,8 +25,8 @@ from saelign.models import (
     sae_device,
 )
 from saelign.results import TRAINED
-from saelign.saes import inspect_sae
-from saelign.study import ModelStudy, Study, path_from, rng_of, study_mapping
+from saelign.saes import SAE, SaeInfo, inspect_sae
+from saelign.study import GIVEN, ModelStudy, Study, path_from, rng_of, study_mapping
 from saelign.subspace_study import Subspaces, read_subspaces
 from saelign.text import (
     STANDARD_INPUT,
@@ -100,6 +103,7 @@ class Plan:
         store: Where activations are kept.
         forecast: What the study will take.
         subspaces: The semantic subspaces to look into; None if there are none.
+        given: What a Python program gave in place of what the study names, by side.
     """
 
     study: Study
@@ -110,6 +114,12 @@ class Plan:
     store: Path
     forecast: Forecast
     subspaces: Subspaces | None = None
+    given: Mapping[str, Given] = field(default_factory=lambda: settled(None))
+
+    def given_for(self, side: Side) -> Given:
+        """What was given for a side: of a twin its configuration alone, and its own SAEs."""
+        given = self.given[side.letter]
+        return given if side.key == side.letter else replace(given, saes=None)
 
     @property
     def layers_a(self) -> list[int]:
@@ -161,7 +171,13 @@ class Plan:
         return told
 
 
-def check(study: Study, *, out: str | Path | None = None, memory: str | int | None = None) -> Plan:
+def check(
+    study: Study,
+    *,
+    out: str | Path | None = None,
+    memory: str | int | None = None,
+    given: Mapping[str, Given] | None = None,
+) -> Plan:
     """Find out whether a study can run, without loading weights, and what it comes to.
 
     Opens configurations, tokenizers, headers of SAE files and the text, and tries both folders.
@@ -170,19 +186,20 @@ def check(study: Study, *, out: str | Path | None = None, memory: str | int | No
         study: What `load_study` returned.
         out: The run's folder, if not the study's own.
         memory: What it may take, such as `8GiB` (or bytes); most of what is free if None.
+        given: For `a` and `b`, objects in place of what the study names.
 
     Raises:
         SaelignError: Whatever of it cannot be: the message says what to do.
     """
-    limit = memory_limit(memory)
-    comparisons = comparisons_of(study)
+    limit, objects = memory_limit(memory), settled(given)
+    comparisons = comparisons_of(study, objects)
     subspaces = None
     if study.subspaces is not None:
         subspaces = read_subspaces(study.subspaces, study.folder)
-    tokenizer = common_tokenizer(study)
+    tokenizer = common_tokenizer(study, objects)
     read = read_text(study, tokenizer)
-    for side, model in (("A", study.model_a), ("B", study.model_b)):
-        check_positions(model, side, study.folder, read)
+    for side, model in (("a", study.model_a), ("b", study.model_b)):
+        check_positions(config_of(model, study.folder, objects[side]), side.upper(), read)
     wanted = None if study.text.tokens == "all" else study.text.tokens
     tokens = [
         draw(read, wanted, rng=rng_of(seed, "documents"), allow_fewer=study.text.allow_fewer)
@@ -197,13 +214,14 @@ def check(study: Study, *, out: str | Path | None = None, memory: str | int | No
         store=store_folder(study),
         forecast=forecast(
             study,
-            sizes_of(study, comparisons),
+            sizes_of(study, comparisons, objects),
             n_tokens=[t.n_tokens for t in tokens],
             n_positions=[int(t.attended.sum()) for t in tokens],
             limit=limit,
             n_subspaces=0 if subspaces is None else subspaces.n_subspaces,
         ),
         subspaces=subspaces,
+        given=objects,
     )
     check_writable(plan.out, "choose another with --out or output.folder")
     check_writable(plan.store, "choose another with output.store or $SAELIGN_STORE")
@@ -211,58 +229,70 @@ def check(study: Study, *, out: str | Path | None = None, memory: str | int | No
     return plan
 
 
-def comparisons_of(study: Study) -> list[Comparison]:
+def comparisons_of(study: Study, given: Mapping[str, Given]) -> list[Comparison]:
     """The study's own comparison and its controls, after models and SAEs were found to fit.
 
     Raises:
         SaelignError: A model or an SAE that cannot be read or does not fit.
     """
     controls, models = study.controls, {"a": study.model_a, "b": study.model_b}
-    given = {
-        letter: Side(key=letter, model=model, layers=check_model(model, letter, study.folder))
+    own = {
+        letter: Side(
+            key=letter,
+            model=model,
+            layers=check_model(model, letter, study.folder, given[letter]),
+        )
         for letter, model in models.items()
     }
-    found = [Comparison(control=TRAINED, a=given["a"], b=given["b"])]
+    found = [Comparison(control=TRAINED, a=own["a"], b=own["b"])]
     if controls.untrained is not None:
         twins = [
             Side(
                 key=f"{letter}_untrained",
-                model=with_saes(side, getattr(controls.untrained, f"saes_{letter}"), study.folder),
+                model=with_saes(
+                    side, getattr(controls.untrained, f"saes_{letter}"), study.folder, given[letter]
+                ),
                 layers=side.layers,
                 twin_seed=controls.untrained.seed,
                 twin_sha256=getattr(controls.untrained, f"sha256_{letter}"),
             )
-            for letter, side in given.items()
+            for letter, side in own.items()
         ]
         found.append(Comparison(control="untrained", a=twins[0], b=twins[1]))
     if controls.document_shift is not None:
-        found.append(
-            Comparison(control="document_shift", a=given["a"], b=given["b"], is_shifted=True)
-        )
+        found.append(Comparison(control="document_shift", a=own["a"], b=own["b"], is_shifted=True))
     if controls.seed is not None:
-        for letter, side in given.items():
+        for letter, side in own.items():
             saes = getattr(controls.seed, f"saes_{letter}")
             if saes is not None:
                 other = replace(
-                    side, key=f"{letter}_seed", model=with_saes(side, saes, study.folder)
+                    side,
+                    key=f"{letter}_seed",
+                    model=with_saes(side, saes, study.folder, given[letter]),
                 )
                 found.append(Comparison(control=f"seed_{letter}", a=side, b=other))
     return found
 
 
-def sizes_of(study: Study, comparisons: list[Comparison]) -> list[tuple[SideSize, SideSize]]:
+def sizes_of(
+    study: Study, comparisons: list[Comparison], given: Mapping[str, Given]
+) -> list[tuple[SideSize, SideSize]]:
     """The sizes of the layers of both sides of each comparison."""
     sizes = {}
     for side in {side.key: side for c in comparisons for side in (c.a, c.b)}.values():
-        model = side.model
-        given = study.model_a if side.letter == "a" else study.model_b
-        like = given if model.saes in MADE else model  # made ones are as wide as the model's own
-        saes = {layer: inspect_sae(like.sae_path(layer, study.folder)) for layer in side.layers}
+        model, objects = side.model, given[side.letter]
+        own = study.model_a if side.letter == "a" else study.model_b
+        like = own if model.saes in MADE else model  # made ones are as wide as the model's own
+        saes = {n: told_sae(like, n, study.folder, objects) for n in side.layers}
         sizes[side.key] = SideSize(
             key=side.key,
-            n_parameters=n_parameters(model_name(model, study.folder), revision=model.revision),
+            n_parameters=(
+                n_parameters(model_name(model, study.folder), revision=model.revision)
+                if objects.model is None
+                else sum(parameter.numel() for parameter in objects.model.parameters())
+            ),
             bytes_per_parameter=bytes_per_parameter(model),
-            device=sae_device(model.device),
+            device=objects.device or sae_device(model.device),
             layers={
                 layer: LayerSize(d_model=sae.d_model, d_sae=sae.d_sae, k=sae.k)
                 for layer, sae in saes.items()
@@ -278,11 +308,11 @@ def bytes_per_parameter(model: ModelStudy) -> int | float:
     return 2 if model.dtype in ("bfloat16", "float16") else 4
 
 
-def with_saes(side: Side, saes: str, folder: Path) -> ModelStudy:
+def with_saes(side: Side, saes: str, folder: Path, given: Given) -> ModelStudy:
     """The side's model with other SAEs, whose headers were found to fit."""
     model = replace(side.model, saes=saes, layers=side.layers)
     if saes not in MADE:
-        check_model(model, side.letter, folder)
+        check_model(model, side.letter, folder, replace(given, saes=None))
     return model
 
 
@@ -293,7 +323,33 @@ def model_name(model: ModelStudy, folder: Path, name: str | None = None) -> str:
     return str(local) if local.is_dir() else name
 
 
-def check_model(model: ModelStudy, side: str, folder: Path) -> list[int]:
+def config_of(model: ModelStudy, folder: Path, given: Given) -> PretrainedConfig:
+    """The configuration of a model, given or named."""
+    if given.config is not None:
+        return given.config
+    return load_config(model_name(model, folder), revision=model.revision)
+
+
+def told_sae(model: ModelStudy, layer: int, folder: Path, given: Given) -> SaeInfo | SAE:
+    """What the SAE of a layer says of itself, given or named.
+
+    Raises:
+        StudyError: The study says that it is given, and it is not.
+        SaelignError: It cannot be read.
+    """
+    if model.saes != GIVEN:
+        return inspect_sae(model.sae_path(layer, folder))
+    if given.saes is None or layer not in given.saes:
+        there = ", ".join(str(n) for n in sorted(given.saes or ())) or "none"
+        raise StudyError(
+            f"an SAE must be given for each layer of {model.name}, layer {layer} has none (there "
+            f"are: {there}): pass it as given={{'a': Given(saes={{{layer}: sae}})}}, or say in the "
+            "study where it lies"
+        )
+    return given.saes[layer]
+
+
+def check_model(model: ModelStudy, side: str, folder: Path, given: Given) -> list[int]:
     """The layers to read of a model, after its configuration and SAE headers were found to fit.
 
     Raises:
@@ -301,8 +357,9 @@ def check_model(model: ModelStudy, side: str, folder: Path) -> list[int]:
         WiringError: An SAE of another width or layer.
         SaelignError: The model or an SAE that cannot be read.
     """
-    check_device(model.device, model.quantization)
-    config = load_config(model_name(model, folder), revision=model.revision)
+    if given.model is None:
+        check_device(model.device, model.quantization)
+    config = config_of(model, folder, given)
     count, width = n_layers(config), d_site(config, model.place)
     layers = list(range(count)) if model.layers == "all" else list(model.layers)
     for layer in layers:
@@ -312,12 +369,12 @@ def check_model(model: ModelStudy, side: str, folder: Path) -> list[int]:
                 f"{model.name} has {count} blocks, counted from 0"
             )
     for layer in layers:
-        info = inspect_sae(model.sae_path(layer, folder))
+        info = told_sae(model, layer, folder, given)
         check_dimensions(info, layer, d_site=width, n_layers=count, site=model.place)
     return layers
 
 
-def common_tokenizer(study: Study) -> Tokenizer:
+def common_tokenizer(study: Study, given: Mapping[str, Given] | None = None) -> Tokenizer:
     """The tokenizer that both models share.
 
     Raises:
@@ -327,9 +384,12 @@ def common_tokenizer(study: Study) -> Tokenizer:
     name_a, name_b = (model_name(m, study.folder, m.tokenizer or m.name) for m in (a, b))
     # A revision is one of the model's; a tokenizer from elsewhere need not have it.
     revision_a, revision_b = (m.revision if m.tokenizer is None else None for m in (a, b))
-    tokenizer = load_tokenizer(name_a, revision_a)
-    if (name_a, revision_a) != (name_b, revision_b):
-        check_same_tokenizer(tokenizer, load_tokenizer(name_b, revision_b), name_a, name_b)
+    given_a, given_b = (None if given is None else given[side].tokenizer for side in ("a", "b"))
+    tokenizer = given_a or load_tokenizer(name_a, revision_a)
+    is_same = (name_a, revision_a) == (name_b, revision_b) and given_a is given_b is None
+    if not is_same and given_b is not tokenizer:
+        other = given_b or load_tokenizer(name_b, revision_b)
+        check_same_tokenizer(tokenizer, other, name_a, name_b)
     return tokenizer
 
 
@@ -377,13 +437,12 @@ def text_source(study: Study) -> str | Path | DatasetSource:
     return replace(source, dataset=str(folder)) if folder.is_dir() else source
 
 
-def check_positions(model: ModelStudy, side: str, folder: Path, tokens: Tokens) -> None:
+def check_positions(config: PretrainedConfig, side: str, tokens: Tokens) -> None:
     """Refuse contexts that are longer than what the model was made to read.
 
     Raises:
         StudyError: They are; some models would fail, others read on and give numbers.
     """
-    config = load_config(model_name(model, folder), revision=model.revision)
     most = n_positions(config)
     longest = int(np.flatnonzero(tokens.attended.any(axis=0)).max(initial=-1)) + 1
     if most is not None and longest > most:

@@ -28,6 +28,9 @@ from saelign.strict_yaml import StrictLoader, told_yaml_error
 from saelign.subspace_study import SubspacesStudy
 from saelign.text.sources import DatasetSource
 
+GIVEN = "given"
+"""What `saes` says where a Python program gives them as objects."""
+
 FORMAT = 1
 """Version of the study format that this package writes and reads."""
 
@@ -552,6 +555,7 @@ def check_study(study: Study) -> None:
         if (
             isinstance(model.saes, str)
             and "{layer}" not in model.saes
+            and model.saes != GIVEN
             and (layers == "all" or len(layers) > 1)
         ):
             raise StudyError(
