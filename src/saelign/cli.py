@@ -92,7 +92,11 @@ def parser() -> argparse.ArgumentParser:
         "demo", demo_command, "compare the two small language models that come with saelign"
     )
     sub.add_argument("--out", metavar="DIR", help="where results go (default: saelign-demo)")
-    sub.add_argument("--text", metavar="FILE", help="read this text instead of the one that ships")
+    sub.add_argument(
+        "--text",
+        metavar="FILE",
+        help="read this text instead of the one that ships; - for standard input",
+    )
     sub.add_argument(
         "--concepts", action="store_true", help="look into semantic subspaces too: minutes more"
     )
