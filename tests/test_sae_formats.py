@@ -876,6 +876,17 @@ def test_an_average_norm_that_is_not_positive_is_refused(tmp_path):
         load_sae(openmoss_later().write(tmp_path, **{key: np.float32(0)}))
 
 
+@pytest.mark.parametrize("norm", ["token-wise", "inference"])
+def test_an_average_norm_that_does_not_count_may_be_anything(tmp_path, norm):
+    # The library saves uninitialised memory in its place.
+    key = f"dataset_average_activation_norm.{SITE}"
+    sae, x = openmoss_later(norm_activation=norm), torch.from_numpy(X)
+    without = encode(load_sae(sae.write(tmp_path, **{key: None})), x)
+    for value in (np.nan, np.inf, 1e30):
+        with_one = load_sae(sae.write(tmp_path, **{key: np.float32(value)}))
+        assert torch.equal(encode(with_one, x), without)
+
+
 def test_an_sae_of_another_width_names_the_model_it_belongs_to(tmp_path):
     info = inspect_sae(gemma_scope_2().write(tmp_path))
     with pytest.raises(WiringError, match=r"reads 6 .* has 16: it belongs to google/gemma-3-1b-pt"):

@@ -6,7 +6,7 @@ import re
 import warnings
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -188,8 +188,8 @@ def read_pickle(weights: Path) -> Tensors:
     return {str(name): tensor for name, tensor in state.items()}
 
 
-def read_tensors(weights: Path, *, device: str) -> Tensors:
-    """All tensors of a file, in float32, under the names in the file.
+def read_tensors(weights: Path, *, device: str, without: Collection[str] = frozenset()) -> Tensors:
+    """All tensors of a file but those `without`, in float32, under the names in the file.
 
     Raises:
         FormatError: They cannot be read, or hold NaN or infinite values.
@@ -198,12 +198,15 @@ def read_tensors(weights: Path, *, device: str) -> Tensors:
     try:
         if weights.suffix == ".npz":
             with np.load(weights, allow_pickle=False) as arrays:
-                tensors = {name: torch.from_numpy(np.asarray(arrays[name])) for name in arrays}
+                kept = [name for name in arrays if name not in without]
+                tensors = {name: torch.from_numpy(np.asarray(arrays[name])) for name in kept}
         elif weights.suffix == ".pt":
-            tensors = read_pickle(weights)
+            state = read_pickle(weights)
+            tensors = {name: state[name] for name in state if name not in without}
         else:
             with safe_open(weights, framework="pt", device=device) as file:
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+                kept = [name for name in file.keys() if name not in without]  # noqa: SIM118
+                tensors = {name: file.get_tensor(name) for name in kept}
         # A mapped file must not change under the SAE's feet: clone what float() left in place.
         tensors = {
             name: tensor.to(device=device, dtype=torch.float32, copy=weights.suffix == ".pt")
