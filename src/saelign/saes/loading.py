@@ -40,7 +40,7 @@ def load_sae(path: Path, *, device: str = "cpu") -> SAE:
     info = format_.inspect(files)
     tensors = format_.load(files, info, device)
     digest = hashlib.sha256()
-    for file in (files.config, files.weights):
+    for file in (files.config, files.weights, *info.beside):
         if file is not None:
             with file.open("rb") as stream:
                 digest.update(hashlib.file_digest(stream, "sha256").digest())

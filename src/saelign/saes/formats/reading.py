@@ -44,6 +44,7 @@ class SaeInfo:
         normalize: What is done to the input first.
         rescale_by_decoder_norm: Whether pre-activations are multiplied by the decoder rows' norms.
         source: Where it lies.
+        beside: Files beside configuration and weights that count for what it computes.
     """
 
     d_model: int
@@ -59,6 +60,7 @@ class SaeInfo:
     normalize: Normalization
     rescale_by_decoder_norm: bool
     source: str
+    beside: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
