@@ -182,7 +182,11 @@ def demo_side(letter: str, *, layer: int) -> tuple[Given, dict[str, object]]:
         def encode(self, x):
             return encode(own, x)
 
-    given = Given(model=load_model(folder), tokenizer=load_tokenizer(str(FOLDER / named.tokenizer)), saes={layer: Mine()})
+    given = Given(
+        model=load_model(folder),
+        tokenizer=load_tokenizer(str(FOLDER / named.tokenizer)),
+        saes={layer: Mine()},
+    )
     return given, {"name": f"my {letter}", "layers": [layer], "saes": "given"}
 
 
@@ -212,6 +216,7 @@ def test_models_and_saes_in_memory_give_what_those_on_disk_give(tmp_path, monkey
         f"model_{letter}": {
             "name": str(FOLDER / getattr(named, f"model_{letter}").name),
             "layers": [layer],
+            "tokenizer": "tokenizer",
             "saes": str(getattr(named, f"model_{letter}").sae_path(layer, named.folder)),
         }
         for letter, layer in (("a", 2), ("b", 3))

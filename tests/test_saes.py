@@ -1,4 +1,3 @@
-import itertools
 import json
 
 import numpy as np
@@ -159,6 +158,74 @@ def test_the_old_spelling_of_topk_is_understood(tmp_path):
     np.testing.assert_allclose(encode(sae, inputs()), expected, atol=1e-4)
 
 
+@pytest.mark.parametrize("architecture", ["batchtopk", "matryoshka_batchtopk"])
+@pytest.mark.parametrize("by_norm", [True, False])
+def test_a_checkpoint_of_a_batch_topk_is_read_as_the_jumprelu_it_becomes(
+    tmp_path, architecture, by_norm
+):
+    weights = tensors(threshold=False)
+    cut = torch.tensor(1.5, dtype=torch.float64)  # as the library keeps it
+    cfg = {"architecture": architecture, "k": 4.5, "rescale_acts_by_decoder_norm": by_norm}
+    path = saelens(tmp_path, weights=weights | {"topk_threshold": cut}, **cfg)
+    sae, info = load_sae(path), inspect_sae(path)
+    norms = weights["W_dec"].norm(dim=1) if by_norm else torch.ones(D_SAE)
+    folded = weights | {"W_enc": weights["W_enc"] * norms, "b_enc": weights["b_enc"] * norms}
+    folded["threshold"] = cut.expand(D_SAE)
+    expected = in_numpy(folded, inputs(), "jumprelu", subtract=True)
+    np.testing.assert_allclose(encode(sae, inputs()), expected, atol=1e-4)
+    back = expected / norms.numpy() @ weights["W_dec"].numpy() + weights["b_dec"].numpy()
+    np.testing.assert_allclose(reconstruct(sae, inputs()), back, atol=1e-4)
+    assert (info.architecture, info.activation, info.k) == ("batchtopk", "jumprelu", None)
+
+
+def test_a_batch_topk_without_its_threshold_is_refused(tmp_path):
+    path = saelens(tmp_path, weights=tensors(threshold=False), architecture="batchtopk", k=4)
+    with pytest.raises(FormatError, match=r"it lacks topk_threshold"):
+        inspect_sae(path)
+
+
+@pytest.mark.parametrize("architecture", ["standard", "topk", "jumprelu", "gated", "batchtopk"])
+def test_the_scale_of_the_input_that_a_checkpoint_has_beside_it_is_folded(tmp_path, architecture):
+    weights = tensors(threshold=architecture == "jumprelu")
+    if architecture == "batchtopk":
+        weights["topk_threshold"] = torch.tensor(1.5)
+    if architecture == "gated":
+        bias = weights.pop("b_enc")
+        weights |= {"b_gate": bias, "b_mag": bias.flip(0), "r_mag": bias / 4}
+    cfg = {"architecture": architecture, "k": K, "rescale_acts_by_decoder_norm": True}
+    plain = load_sae(saelens(tmp_path, weights=weights, **cfg))
+    path = saelens(
+        tmp_path, weights=weights, normalize_activations="expected_average_only_in", **cfg
+    )
+    (path / "activation_scaler.json").write_text('{"scaling_factor": 0.4}')
+    scaled = load_sae(path)
+    x = inputs()
+    unit = 1 / 0.4 if architecture in ("topk", "batchtopk") else 1.0  # norms of the folded decoder
+    np.testing.assert_allclose(encode(scaled, x), encode(plain, x * 0.4) * unit, atol=1e-4)
+    np.testing.assert_allclose(reconstruct(scaled, x), reconstruct(plain, x * 0.4) / 0.4, atol=1e-4)
+    (path / "activation_scaler.json").write_text('{"scaling_factor": 0.5}')
+    assert load_sae(path).sha256 != scaled.sha256
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("{", r"activation_scaler\.json must be JSON with a 'scaling_factor'"),
+        ("{}", r"must be JSON with a 'scaling_factor': KeyError"),
+        ("[]", r"must be JSON with a 'scaling_factor': TypeError"),
+        ('{"scaling_factor": null}', r"scaling_factor in .* must be positive, got None"),
+        ('{"scaling_factor": 0}', r"must be positive, got 0"),
+        ('{"scaling_factor": Infinity}', r"must be positive, got inf"),
+    ],
+)
+def test_a_scale_of_the_input_that_is_none_is_refused(tmp_path, text, words):
+    path = saelens(tmp_path, normalize_activations="expected_average_only_in")
+    (path / "activation_scaler.json").write_text(text)
+    for look in (inspect_sae, load_sae):
+        with pytest.raises(FormatError, match=words):
+            look(path)
+
+
 def test_a_look_at_the_header_tells_what_loading_would(tmp_path):
     info = inspect_sae(single_file(tmp_path))
     assert (info.d_model, info.d_sae, info.format) == (D_MODEL, D_SAE, "safetensors")
@@ -216,7 +283,7 @@ def test_a_saelens_configuration_that_is_not_supported_is_refused(tmp_path):
         (
             {"architecture": "temporal"},
             UnknownNameError,
-            r"architecture .*'temporal'.* jumprelu, standard",
+            r"architecture .*'temporal'.* jumprelu, .*, standard",
         ),
         ({"activation_fn": "tanh-relu"}, UnknownNameError, r"activation_fn .* 'tanh-relu'"),
         ({"normalize_activations": "l2"}, UnknownNameError, r"normalize_activations .* 'l2'"),
@@ -250,33 +317,6 @@ def test_a_scaling_factor_of_ones_changes_nothing_and_any_other_is_refused(tmp_p
     path = saelens(tmp_path, weights=weights | {"scaling_factor": torch.full((D_SAE,), 2.0)})
     with pytest.raises(FormatError, match=r"fine-tuning scaling factor is not supported"):
         load_sae(path)
-
-
-@pytest.mark.filterwarnings("ignore")
-def test_saelens_itself_computes_the_same(tmp_path):
-    sae_lens = pytest.importorskip("sae_lens")
-    close = {"atol": 2e-4, "rtol": 1e-4}
-    for architecture, normalize, subtract, rescale in itertools.product(
-        ("standard", "topk", "jumprelu", "gated"),
-        ("none", "layer_norm", "constant_norm_rescale"),
-        (True, False),
-        (True, False),
-    ):
-        options = {"d_in": D_MODEL, "d_sae": D_SAE, "apply_b_dec_to_input": subtract}
-        if architecture == "topk":
-            options |= {"k": K, "rescale_acts_by_decoder_norm": rescale}
-        sae_class, cfg_class = sae_lens.registry.get_sae_class(architecture)
-        theirs = sae_class(cfg_class(normalize_activations=normalize, **options))
-        weights = tensors(threshold=architecture == "jumprelu")
-        if architecture == "gated":
-            bias = weights.pop("b_enc")
-            weights |= {"b_gate": bias, "b_mag": bias.flip(0), "r_mag": bias / 4}
-        theirs.load_state_dict(weights)
-        theirs.save_model(tmp_path)
-        ours = load_sae(tmp_path)
-        with torch.no_grad():
-            torch.testing.assert_close(encode(ours, inputs()), theirs.encode(inputs()), **close)
-            torch.testing.assert_close(reconstruct(ours, inputs()), theirs(inputs()), **close)
 
 
 def test_an_sae_reads_any_number_of_tokens_in_parts_that_fit_together():

@@ -72,7 +72,10 @@ def load_sae(path: str | Path, *, device: str = "cpu") -> SAE:
     info = format_.inspect(files)
     tensors = format_.load(files, info, device)
     digest = hashlib.sha256()
-    for place, file in zip(places, on_disk, strict=True):
+    for place, file in [
+        *zip(places, on_disk, strict=True),
+        *((place, local(place)) for place in info.beside),
+    ]:
         with file.open("rb") as stream:
             of_file = hashlib.file_digest(stream, "sha256")
         if isinstance(place, HubPath):
@@ -104,7 +107,15 @@ def _inspect_on_hub(path: HubPath) -> SaeInfo:
 
 
 def _recognise_on_hub(path: HubPath) -> tuple[Format, Files]:
-    places = [p for _, f in candidates(path) for p in (f.config, f.weights)]
+    places = [
+        place
+        for format_, files in candidates(path)
+        for place in (
+            files.config,
+            files.weights,
+            *(files.weights.parent / name for name in format_.beside),
+        )
+    ]
     hub.look(path.repository, [path, *(p for p in places if isinstance(p, HubPath))])
     try:
         return recognise(path)

@@ -24,11 +24,13 @@ class Format:
             first that is there counts.
         inspect: What the SAE says of itself, from headers.
         load: Its tensors under our names, all that the format folds folded.
+        beside: What may lie beside the weights.
     """
 
     layouts: tuple[tuple[str | None, str], ...]
     inspect: Callable[[Files], SaeInfo]
     load: Callable[[Files, SaeInfo, str], Tensors]
+    beside: tuple[str, ...] = ()
 
 
 FORMATS = {
@@ -44,6 +46,7 @@ FORMATS = {
         layouts=(("cfg.json", "sae_weights.safetensors"),),
         inspect=saelens.inspect,
         load=saelens.load,
+        beside=(saelens.SCALER,),
     ),
     "sparsify": Format(
         layouts=(("cfg.json", "sae.safetensors"),), inspect=sparsify.inspect, load=sparsify.load

@@ -116,12 +116,15 @@ def inspect(files: Files) -> SaeInfo:
 def load(files: Files, info: SaeInfo, device: str) -> Tensors:
     """Its tensors, in the model's own units and with decoder norms folded."""
     config = read_config(files)
-    theirs = read_tensors(files.weights, device=device)
-    shapes: Shapes = {name: tuple(tensor.shape) for name, tensor in theirs.items()}
+    shapes, _ = read_shapes(files.weights)
+    is_scaled = config.get("norm_activation", "dataset-wise") == "dataset-wise"
+    # Where no average norm counts, the library saves whatever lay in memory in its place.
+    unused = {name for name in shapes if name.startswith(f"{_NORM}.") and not is_scaled}
+    theirs = read_tensors(files.weights, device=device, without=unused)
     tensors = renamed(theirs, _layout(files, config, shapes, info.activation), info.d_sae)
     tensors.setdefault("b_dec", torch.zeros(info.d_model, device=device))
     scale = 1.0
-    if config.get("norm_activation", "dataset-wise") == "dataset-wise":
+    if is_scaled:
         key = f"{_NORM}.{info.hook_name}"
         average = float(theirs[key]) if key in theirs else _norm_said(files, config)
         if not average > 0:

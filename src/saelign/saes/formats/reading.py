@@ -5,7 +5,7 @@ import pickle
 import warnings
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, cast
@@ -51,6 +51,7 @@ class SaeInfo:
         normalize: What is done to the input first.
         rescale_by_decoder_norm: Whether pre-activations are multiplied by the decoder rows' norms.
         source: Where it lies.
+        beside: Files beside configuration and weights that count for what it computes.
     """
 
     d_model: int
@@ -67,6 +68,7 @@ class SaeInfo:
     normalize: Normalization
     rescale_by_decoder_norm: bool
     source: str
+    beside: tuple[Place, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -233,8 +235,8 @@ def read_pickle(weights: Place) -> Tensors:
     return {str(name): tensor for name, tensor in state.items()}
 
 
-def read_tensors(weights: Place, *, device: str) -> Tensors:
-    """All tensors of a file, in float32, under the names in the file.
+def read_tensors(weights: Place, *, device: str, without: Collection[str] = frozenset()) -> Tensors:
+    """All tensors of a file but those `without`, in float32, under the names in the file.
 
     Raises:
         FormatError: They cannot be read, or hold NaN or infinite values.
@@ -244,12 +246,15 @@ def read_tensors(weights: Place, *, device: str) -> Tensors:
     try:
         if weights.suffix == ".npz":
             with np.load(file, allow_pickle=False) as arrays:
-                tensors = {name: torch.from_numpy(np.asarray(arrays[name])) for name in arrays}
+                kept = [name for name in arrays if name not in without]
+                tensors = {name: torch.from_numpy(np.asarray(arrays[name])) for name in kept}
         elif weights.suffix == ".pt":
-            tensors = read_pickle(weights)
+            state = read_pickle(weights)
+            tensors = {name: state[name] for name in state if name not in without}
         else:
             with safe_open(file, framework="pt", device=device) as opened:
-                tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+                kept = [name for name in opened.keys() if name not in without]  # noqa: SIM118
+                tensors = {name: opened.get_tensor(name) for name in kept}
         # A mapped file must not change under the SAE's feet: clone what float() left in place.
         tensors = {
             name: tensor.to(device=device, dtype=torch.float32, copy=weights.suffix == ".pt")

@@ -1,5 +1,12 @@
-"""SAELens: `cfg.json` and `sae_weights.safetensors`."""
+"""SAELens: `cfg.json` and `sae_weights.safetensors`.
 
+A checkpoint of training is read as what training saves in the end: a BatchTopK as the JumpReLU with
+the threshold that it has come to, and the scale of the input in `activation_scaler.json`, beside
+the weights, folded into them.
+"""
+
+import json
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, cast
 
@@ -10,11 +17,13 @@ from saelign.saes.formats.reading import (
     Architecture,
     Files,
     Layout,
+    Place,
     SaeInfo,
     Tensors,
     check_k,
     check_shapes,
     fold_decoder_norms,
+    local,
     place_of,
     read_config,
     read_shapes,
@@ -25,23 +34,35 @@ from saelign.saes.formats.reading import (
 from saelign.saes.formats.single_file import JUMPRELU, STANDARD
 from saelign.saes.sae import Activation, Normalization
 
-ARCHITECTURES = ("gated", "jumprelu", "standard", "topk")
-NORMALIZATIONS = ("constant_norm_rescale", "layer_norm", "none")
-UNFOLDED = ("covariance_whitening", "expected_average_only_in")
+ARCHITECTURES = ("batchtopk", "gated", "jumprelu", "matryoshka_batchtopk", "standard", "topk")
+NORMALIZATIONS = ("constant_norm_rescale", "expected_average_only_in", "layer_norm", "none")
+
+_BY_DECODER_NORM = ("batchtopk", "matryoshka_batchtopk", "topk")
 
 _GATED = ("W_enc", "b_gate", "b_mag", "r_mag", "W_dec", "b_dec")
+_BATCH_TOPK = Layout(
+    names={**STANDARD.names, "threshold": "topk_threshold"}, scalars=frozenset({"threshold"})
+)
 _LAYOUTS = {
     "standard": STANDARD,
     "topk": STANDARD,
+    "batchtopk": _BATCH_TOPK,
+    "matryoshka_batchtopk": _BATCH_TOPK,
     "jumprelu": JUMPRELU,
     "gated": Layout(names={name: name for name in _GATED}),
 }
 _ACTIVATIONS: dict[str, Activation] = {
     "standard": "relu",
     "topk": "topk",
+    "batchtopk": "jumprelu",
+    "matryoshka_batchtopk": "jumprelu",
     "jumprelu": "jumprelu",
     "gated": "jumprelu",
 }
+_SCALED = "expected_average_only_in"
+SCALER = "activation_scaler.json"
+"""The scale of the input, beside the weights of a checkpoint of training."""
+
 _SCALING = (
     "an SAE with a fine-tuning scaling factor is not supported, {path} has one: "
     "fold it into the decoder and save the SAE again"
@@ -56,11 +77,22 @@ def inspect(files: Files) -> SaeInfo:
         shapes.pop("scaling_factor", None)
         return check_shapes(files.weights, shapes, _LAYOUTS[architecture])
 
-    return inspect_config(read_config(files), str(files.path), str(files.config), widths)
+    scaler = files.weights.parent / SCALER
+    return inspect_config(
+        read_config(files),
+        str(files.path),
+        str(files.config),
+        widths,
+        scaler if scaler.is_file() else None,
+    )
 
 
 def inspect_config(
-    cfg: Mapping[str, Any], path: str, config: str, widths: Callable[[str], tuple[int, int]]
+    cfg: Mapping[str, Any],
+    path: str,
+    config: str,
+    widths: Callable[[str], tuple[int, int]],
+    scaler: Place | None = None,
 ) -> SaeInfo:
     """What a configuration of SAELens says.
 
@@ -69,6 +101,7 @@ def inspect_config(
         path: Where the SAE lies.
         config: Where its configuration lies.
         widths: Gives the widths of the model and of an SAE of such architecture.
+        scaler: The file with the scale of the input, if there is one.
 
     Raises:
         FormatError: It needs what its files do not hold, or is of another site.
@@ -88,14 +121,18 @@ def inspect_config(
     if architecture != "topk" and function != "relu":
         raise UnknownNameError.of(f"activation_fn in {path}:", function, ("relu", "topk"))
     normalize = cfg.get("normalize_activations") or "none"
-    normalize = "expected_average_only_in" if normalize is True else normalize
-    if normalize in UNFOLDED:
+    normalize = _SCALED if normalize is True else normalize
+    if normalize == "covariance_whitening" or (normalize == _SCALED and scaler is None):
         raise FormatError(
             f"{path} normalises its input by {normalize!r}, whose statistics are not in its files: "
             "fold them into the weights with SAELens and save the SAE again"
         )
     if normalize not in NORMALIZATIONS:
         raise UnknownNameError.of(f"normalize_activations in {path}:", normalize, NORMALIZATIONS)
+    beside: tuple[Place, ...] = ()
+    if normalize == _SCALED and scaler is not None:
+        _scale_in(scaler)
+        normalize, beside = "none", (scaler,)
     if cfg.get("finetuning_scaling_factor"):
         raise FormatError(_SCALING.format(path=path))
     d_model, d_sae = widths(architecture)
@@ -109,24 +146,49 @@ def inspect_config(
         hook_name=hook_name,
         model=metadata.get("model_name"),
         format="saelens",
-        architecture=cast("Architecture", architecture),
+        architecture=cast("Architecture", architecture.removeprefix("matryoshka_")),
         activation=_ACTIVATIONS[architecture],
         k=check_k(config, k, d_sae) if architecture == "topk" else None,
         apply_b_dec_to_input=bool(cfg.get("apply_b_dec_to_input", True)),
         normalize=cast("Normalization", normalize),
-        rescale_by_decoder_norm=architecture == "topk"
+        rescale_by_decoder_norm=architecture in _BY_DECODER_NORM
         and bool(cfg.get("rescale_acts_by_decoder_norm", False)),
         source=path,
+        beside=beside,
     )
 
 
 def load(files: Files, info: SaeInfo, device: str) -> Tensors:
-    """Its tensors, decoder norms and gates folded."""
+    """Its tensors, the scale of the input, decoder norms and gates folded."""
     theirs = read_tensors(files.weights, device=device)
     scaling = theirs.get("scaling_factor")
     if scaling is not None and not torch.allclose(scaling, torch.ones_like(scaling)):
         raise FormatError(_SCALING.format(path=files.path))
     tensors = renamed(theirs, _LAYOUTS[info.architecture], info.d_sae)
+    if info.beside:
+        tensors = _fold_scale(tensors, _scale_in(info.beside[0]), info)
     if info.architecture == "gated":
         return ungated(tensors)
     return fold_decoder_norms(tensors) if info.rescale_by_decoder_norm else tensors
+
+
+def _fold_scale(tensors: Tensors, scale: float, info: SaeInfo) -> Tensors:
+    folded = tensors | {
+        "W_enc": tensors["W_enc"] * scale,
+        "W_dec": tensors["W_dec"] / scale,
+        "b_dec": tensors["b_dec"] / scale,
+    }
+    if info.architecture == "batchtopk" and info.rescale_by_decoder_norm:
+        # It is in units of the decoder's norms, which have just been divided.
+        folded["threshold"] = tensors["threshold"] / scale
+    return folded
+
+
+def _scale_in(scaler: Place) -> float:
+    try:
+        scale: Any = json.loads(local(scaler).read_text(encoding="utf-8"))["scaling_factor"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise FormatError(f"{scaler} must be JSON with a 'scaling_factor': {error!r}") from error
+    if not (isinstance(scale, int | float) and 0 < scale < math.inf):
+        raise FormatError(f"the scaling_factor in {scaler} must be positive, got {scale!r}")
+    return float(scale)
