@@ -183,7 +183,7 @@ def demo_side(letter: str, *, layer: int) -> tuple[Given, dict[str, object]]:
             return encode(own, x)
 
     given = Given(
-        model=load_model(folder),
+        model=load_model(folder, dtype="auto"),
         tokenizer=load_tokenizer(str(FOLDER / named.tokenizer)),
         saes={layer: Mine()},
     )
@@ -224,7 +224,7 @@ def test_models_and_saes_in_memory_give_what_those_on_disk_give(tmp_path, monkey
     expected = saelign.run(
         study_with(**sides, output=output, controls=control), out=tmp_path / "named"
     )
-    columns = ["control", "measure", "null", "score", "p_value"]
+    columns = ["control", "measure", "null", "score", "p"]
     pd.testing.assert_frame_equal(got.scores[columns], expected.scores[columns], rtol=1e-4)
     about = got.info["models"]
     assert about["a"]["fingerprint"].startswith("given-")

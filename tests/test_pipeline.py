@@ -322,7 +322,9 @@ def test_an_sae_of_another_width_is_refused_before_any_weights_are_read(store: P
     study = dataclasses.replace(
         study, model_a=dataclasses.replace(study.model_a, saes=study.model_b.saes)
     )
-    with pytest.raises(WiringError, match="reads 256 dimensions and the model has 128"):
+    with pytest.raises(
+        WiringError, match="reads 256 dimensions and the residual stream after block 1 has 128"
+    ):
         check(study)
 
 
@@ -428,7 +430,7 @@ def test_infinite_activations_name_layer_and_token(tmp_path: Path) -> None:
     with torch.no_grad():
         model.get_input_embeddings().weight[7] = torch.inf
     tokens = random_tokens()
-    with pytest.raises(ActivationError, match=r"layer -?\d+ is not at context \d+, position \d+"):
+    with pytest.raises(ActivationError, match=r"block \d+ is not at context \d+, position \d+"):
         collect(
             load=lambda: model,
             blocks_path=None,
