@@ -67,7 +67,7 @@ class Hub:
         has_ranges: Whether it knows ranges of bytes.
         asked: Method and path of each request.
         sent: Bytes of weights, by the path in their repository.
-        tokens: Who asked for files: what came with the request.
+        tokens: What came with each request to say who asks, to the host of large files apart.
     """
 
     root: Path
@@ -82,7 +82,7 @@ class Hub:
     has_ranges: bool = True
     asked: list[str] = field(default_factory=list)
     sent: dict[str, int] = field(default_factory=dict)
-    tokens: list[tuple[str, str | None]] = field(default_factory=list)
+    tokens: list[str | None] = field(default_factory=list)
 
     def folder(self, name: str, commit: str = MAIN) -> Path:
         """Where to write files of a repository."""
@@ -136,6 +136,8 @@ class Handler(BaseHTTPRequestHandler):
         told = self.rfile.read(int(self.headers.get("Content-Length") or 0)).decode()
         path = urlsplit(self.path).path
         self.hub.asked.append(f"{self.command} {path}")
+        if not path.startswith("/cdn/"):
+            self.hub.tokens.append(self.headers["Authorization"])
         if self.hub.silent:
             self.over.wait(20)
             return
@@ -196,7 +198,6 @@ class Handler(BaseHTTPRequestHandler):
         return entry
 
     def resolve(self, name: str, commit: str, path: str) -> None:
-        self.hub.tokens.append((path, self.headers["Authorization"]))
         commit = self.hub.refs.get(name, {}).get(commit, commit)
         file = self.hub.root / name / commit / path
         if name in self.hub.gated:
@@ -406,9 +407,11 @@ def test_a_revision_is_resolved_once_and_stays(hub):
 
 def test_the_token_goes_to_the_hub_and_to_nobody_else(hub):
     location, _ = hub.add(sparsify())
+    inspect_sae(location)
     load_sae(location)
-    assert {token for _, token in hub.tokens} == {"Bearer hf_secret"}
-    assert {Path(path).name for path, _ in hub.tokens} == {"cfg.json", "sae.safetensors"}
+    assert hub.n_asked("/api/models/them/saes/") == 2
+    assert hub.n_asked("GET /them/saes/resolve/") == 2
+    assert set(hub.tokens) == {"Bearer hf_secret"}
 
 
 def test_a_hub_that_fails_once_is_asked_again(hub, no_waiting):
