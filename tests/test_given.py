@@ -228,7 +228,7 @@ def test_models_and_saes_in_memory_give_what_those_on_disk_give(tmp_path, monkey
     pd.testing.assert_frame_equal(got.scores[columns], expected.scores[columns], rtol=1e-4)
     about = got.info["models"]
     assert about["a"]["fingerprint"].startswith("given-")
-    assert about["a"]["saes"]["2"]["source"].startswith("SAE given for layer 2 of a (")
+    assert about["a"]["saes"][2]["source"].startswith("SAE given for layer 2 of a (")
     again = saelign.run(study, out=tmp_path / "given", given=objects)
     pd.testing.assert_frame_equal(again.scores, got.scores)
 
