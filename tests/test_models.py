@@ -292,3 +292,24 @@ def test_a_model_dealt_out_by_accelerate_computes_the_same(architecture, model_f
         for layer in (0, 2):
             assert torch.equal(got[layer].cpu(), expected[layer])
     assert torch.device(sae_device("auto")).type in ("cpu", "cuda", "mps")
+
+
+@pytest.mark.filterwarnings("ignore:MatMul8bitLt")
+def test_quantized_weights_compute_nearly_the_same_eight_bits_nearer_than_four(tmp_path):
+    pytest.importorskip("bitsandbytes")
+    config = transformers.LlamaConfig(
+        vocab_size=64, hidden_size=64, intermediate_size=128, num_hidden_layers=N_LAYERS,
+        num_attention_heads=2, num_key_value_heads=2, initializer_range=0.1,
+    )  # fmt: skip
+    folder = saved(transformers.AutoModelForCausalLM.from_config(config), tmp_path / "model")
+    whole = load_model(folder)
+    exact = streams_at(whole, find_blocks(whole), IDS, MASK, [2])[2]
+    errors = []
+    for quantization in ("8bit", "4bit"):
+        model = load_model(folder, quantization=quantization)
+        blocks = find_blocks(model)
+        assert quantization[0] in type(blocks[0].mlp.up_proj).__name__
+        got = streams_at(model, blocks, IDS, MASK, [2])[2]
+        errors.append(float((got - exact).norm() / exact.norm()))
+    assert 0 < errors[0] < 0.1
+    assert errors[0] < errors[1] < 0.5
