@@ -113,6 +113,11 @@ def test_a_pair_of_gemmas_is_compared_at_each_site_that_gemma_scope_has(
     out = world / f"run-{site}"
     assert main(["run", str(path), "--out", str(out), "--json"]) == 0
     assert capsys.readouterr().out
+    assert main(["check", str(path), "--out", str(out)]) == 0
+    told = "gemma-2-9b, layers" if site == "resid_post" else "gemma-2-9b, site "
+    assert f"model b: name {told}" in capsys.readouterr().out
+    assert main(["show", str(out)]) == 0
+    assert ("gemma-2-9b (" in capsys.readouterr().out) == (site != "resid_post")
     info = json.loads((out / "run.json").read_text(encoding="utf-8"))
     assert info["models"]["b"]["site"] == {"name": site, "module": None}
     layers = pd.read_parquet(out / "layers.parquet")

@@ -354,6 +354,16 @@ def test_the_words_of_an_sae_for_its_place_are_understood(hook_name, place):
     assert site_of_hook(hook_name) == place
 
 
+def test_a_site_is_told_in_words():
+    assert [Site(name).short for name in SITES] == [
+        "", "residual stream before blocks", "MLP output", "attention output",
+        "attention heads' outputs",
+    ]  # fmt: skip
+    assert Site("mlp_out", "mlp.down").short == "MLP output, mlp.down"
+    assert Site("mlp_out", "mlp").told(3) == "MLP output of block 3 (its module mlp)"
+    assert Site().told(-1) == "input of block 0"
+
+
 def test_what_leaves_a_block_enters_the_next():
     assert same_place("resid_pre", 5, "resid_post", 4)
     assert not same_place("resid_pre", 5, "resid_post", 5)

@@ -155,8 +155,8 @@ class Plan:
         study = self.study
         told = {
             "study": study.name,
-            "model_a": {"name": study.model_a.name, "layers": self.layers_a},
-            "model_b": {"name": study.model_b.name, "layers": self.layers_b},
+            "model_a": about_model(study.model_a, self.layers_a),
+            "model_b": about_model(study.model_b, self.layers_b),
             "tokens": [tokens.n_tokens for tokens in self.tokens],
             "masked": [tokens.masked for tokens in self.tokens],
             "controls": [c.control for c in self.comparisons if c.control != TRAINED],
@@ -169,6 +169,12 @@ class Plan:
         if self.subspaces is not None:
             told["subspaces"] = self.subspaces.n_subspaces
         return told
+
+
+def about_model(model: ModelStudy, layers: list[int]) -> dict[str, Any]:
+    """What `saelign check` tells of a model: its site, if not that after a block."""
+    site = model.place.short
+    return {"name": model.name, **({"site": site} if site else {}), "layers": layers}
 
 
 def check(

@@ -48,6 +48,14 @@ class Site:
     module: str | None = None
 
     @property
+    def short(self) -> str:
+        """What tells it from the stream after a block, such as `MLP output`; empty for that."""
+        if self.name == "resid_post":
+            return ""
+        told = _TOLD[self.name].replace(" of block {}", "").replace("block {}", "blocks")
+        return told if self.module is None else f"{told}, {self.module}"
+
+    @property
     def first_layer(self) -> int:
         """The lowest number of a layer: -1 after a block, for what enters block 0."""
         return -1 if self.name == "resid_post" else 0

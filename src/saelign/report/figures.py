@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -35,6 +36,7 @@ from saelign.report.selection import (
 )
 from saelign.report.subspaces import subspace_sheets
 from saelign.results import TRAINED, Run, strictest
+from saelign.sites import Site
 from saelign.verdicts import MIN_DOCUMENTS, VERDICTS, verdict_shares
 
 AXES = {
@@ -82,7 +84,7 @@ def write_figures(run: Run, *, progress: Callable[[int, int], None]) -> list[Pat
     sheets += verdict_sheets(run)
     sheets += subspace_sheets(run)
     models = run.info["models"]
-    names = {side: short_name(models[side.lower()]["name"]) for side in ("A", "B")}
+    names = {side: side_name(models[side.lower()]) for side in ("A", "B")}
     about = ", ".join(f"{side}: {name}" for side, name in names.items() if name != side)
     drawn = []
     for done, sheet in enumerate(sheets):
@@ -92,9 +94,10 @@ def write_figures(run: Run, *, progress: Callable[[int, int], None]) -> list[Pat
     return drawn
 
 
-def short_name(name: str) -> str:
-    """The last part of a model's path or hub name."""
-    return Path(name).name
+def side_name(about: Mapping[str, Any]) -> str:
+    """The last part of a model's path or hub name, and its site if not that after a block."""
+    name, site = Path(about["name"]).name, Site(**about.get("site", {})).short
+    return f"{name} ({site})" if site else name
 
 
 # Correlations ------------------------------------------------------------------------------------

@@ -21,6 +21,7 @@ from saelign.report.selection import (
     there,
 )
 from saelign.results import TRAINED, Run, strictest
+from saelign.sites import Site
 from saelign.verdicts import VERDICTS, verdict_shares
 
 WIDTH = 80
@@ -111,10 +112,12 @@ def overview(run: Run, *, matching: str | None = None, width: int = WIDTH) -> li
     trained = scores[scores["control"] == TRAINED]
     null = strictest(scores["null"].unique())
     read = tokens_read([text["n_tokens"] for text in info["text"]])
-    about = (
-        f": A = {models['a']['name']}, B = {models['b']['name']}, {read}, "
-        f"saelign {info['versions']['saelign']}"
-    )
+    sites = {side: Site(**models[side].get("site", {})).short for side in ("a", "b")}
+    names = {
+        side: f"{models[side]['name']} ({site})" if site else models[side]["name"]
+        for side, site in sites.items()
+    }
+    about = f": A = {names['a']}, B = {names['b']}, {read}, saelign {info['versions']['saelign']}"
     parts: list[RenderableType] = [
         Text.assemble((str(info["name"]), "bold"), about),
         Text(f"Scores in parentheses do not beat chance ({null} null, q >= {SIGNIFICANCE})."),
