@@ -139,7 +139,8 @@ class Handler(BaseHTTPRequestHandler):
         if not path.startswith("/cdn/"):
             self.hub.tokens.append(self.headers["Authorization"])
         if self.hub.silent:
-            self.over.wait(20)
+            self.over.wait(4)
+            self.close_connection = True
             return
         if self.hub.failing > 0:
             self.hub.failing -= 1
