@@ -1,10 +1,14 @@
 """One text for two tokenizers."""
 
 import copy
+import json
 import re
+import shutil
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import scipy.sparse as sp
 from hypothesis import given, settings
@@ -13,10 +17,14 @@ from tokenizers import Tokenizer as Core
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from conftest import tiny_tokenizer
+from conftest import N_VOCABULARY, lossless_sae, tiny_model, tiny_tokenizer
+from saelign import Study, check, read_study, run
 from saelign.activations.pooling import pooled
-from saelign.errors import ShapeError, TextError, UnknownNameError
-from saelign.text import tokenize
+from saelign.errors import ShapeError, StudyError, TextError, UnknownNameError
+from saelign.models import load_model
+from saelign.saes import save_sae
+from saelign.study import study_mapping
+from saelign.text import save_token_ids, tokenize
 from saelign.text.alignment import AlignedTokens, align, pieces_kept
 
 TEXTS = [
@@ -316,3 +324,109 @@ def test_pooling_that_cannot_be_is_refused() -> None:
         pooled(matrix, np.ones(3, dtype=int), "maxx")
     with pytest.raises(ShapeError, match=r"as many tokens as there are rows, got 4 .* for 3 rows"):
         pooled(matrix, np.array([2, 2]), "mean")
+
+
+# Whole studies -----------------------------------------------------------------------------------
+
+
+def permuted(folder: Path, out: Path) -> None:
+    """The same model and tokenizer with other numbers for the tokens."""
+    order = np.random.default_rng(5).permutation(30) + 2  # <bos> and <unk> stay
+    order = np.concatenate([[0, 1], order, np.arange(32, N_VOCABULARY)])
+    model = load_model(str(folder))
+    embeddings = model.get_input_embeddings().weight.data
+    embeddings[order] = embeddings.clone()
+    model.save_pretrained(out)
+    for file in folder.glob("*token*"):
+        shutil.copy(file, out)
+    told = json.loads((out / "tokenizer.json").read_text())
+    words = told["model"]["vocab"]
+    told["model"]["vocab"] = {word: int(order[index]) for word, index in words.items()}
+    (out / "tokenizer.json").write_text(json.dumps(told))
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Models that share a tokenizer, one of them twice with other numbers; a third with its own."""
+    folder = tmp_path_factory.mktemp("aligned")
+    rng = np.random.default_rng(0)
+    words = ["".join(rng.choice(list("abcdefgh"), rng.integers(1, 6))) for _ in range(60)]
+    documents = [" ".join(rng.choice(words, 30)) + "." for _ in range(60)]
+    (folder / "text.txt").write_text("\n\n".join(documents))
+    for number, name in enumerate(("a", "b", "c")):
+        model = tiny_model("gpt_neox", number)
+        if name == "c":
+            model.resize_token_embeddings(400)
+        model.save_pretrained(folder / name)
+        (TOKENIZERS["byte-level"] if name == "c" else tiny_tokenizer()).save_pretrained(
+            folder / name
+        )
+    permuted(folder / "b", folder / "b2")
+    for layer in range(2):
+        save_sae(lossless_sae(), folder / f"sae_{layer}.safetensors")
+    return folder
+
+
+def study_of(world: Path, b: str, **changes: object) -> Study:
+    text = {"source": "text.txt", "split": "blank_line", "context_length": 32, **changes}
+    content = {
+        "saelign": 1,
+        "name": "aligned",
+        "model_a": {"name": "a", "layers": [0, 1], "saes": "sae_{layer}.safetensors"},
+        "model_b": {"name": b, "layers": [0, 1], "saes": "sae_{layer}.safetensors"},
+        "text": {"tokens": 3000, **text},
+        "seeds": [0, 1],
+        "measures": ["pc1", "rsa"],
+        "filters": {"max_non_concept_tokens": None, "min_shared_tokens": None},
+        "nulls": {"shuffle": 10},
+        "controls": ["document_shift"],
+        "output": {"store": str(world / "store")},
+    }
+    return read_study(content, folder=world)
+
+
+@pytest.fixture(autouse=True)
+def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("saelign.pipeline.write_figures", lambda *_, **__: [])
+
+
+def test_a_tokenizer_with_other_numbers_gives_exactly_the_same_comparison(world: Path) -> None:
+    common = run(study_of(world, "b"), out=world / "common")
+    aligned = run(study_of(world, "b2"), out=world / "aligned")
+    assert "coverage" not in common.info["text"][0]
+    assert set(aligned.info["text"][0]["coverage"].values()) == {1.0}
+    pd.testing.assert_frame_equal(aligned.scores, common.scores)
+    for column in ("mean_correlation", "mean_within_token", "held_out_correlation"):
+        of = [r.cells.loc[r.cells["control"] == "trained", column] for r in (aligned, common)]
+        pd.testing.assert_series_equal(*of)
+
+
+@pytest.mark.parametrize("pooling", ["last", "max", "mean"])
+def test_models_with_tokenizers_of_their_own_are_compared(world: Path, pooling: str) -> None:
+    finished = run(study_of(world, "c", pooling=pooling), out=world / pooling)
+    about = finished.info["text"][0]
+    assert about["n_tokens"] == 3000
+    assert about["coverage"]["characters"] == 1.0
+    assert about["coverage"]["tokens_a"] < 1.0
+    assert finished.scores["score"].notna().any()
+    assert finished.info["study"]["text"]["pooling"] == pooling
+    plan = check(study_of(world, "c", pooling=pooling), out=world / pooling)
+    assert 0 < plan.summary()["coverage"]["tokens_b"] <= 1.0
+    side_a, side_b = plan.comparisons[0].a, plan.comparisons[0].b
+    reads = [plan.read_by(side, 0).n_tokens for side in (side_a, side_b)]
+    assert (reads == [3000, 3000]) == (pooling == "last")
+
+
+def test_what_needs_one_tokenizer_says_so(world: Path) -> None:
+    with pytest.raises(StudyError, match=r"^text\.across_documents must be left out where the mod"):
+        check(study_of(world, "c", across_documents=True), out=world / "none")
+    study = study_of(world, "c")
+    phrases = {"concepts": ["Emotions", "Time"], "phrases": [["Emotions", "Time"]]}
+    content = {**study_mapping(study), "subspaces": phrases}
+    with pytest.raises(StudyError, match=r"^subspaces\.phrases must be left out where the models"):
+        check(read_study(content, folder=world), out=world / "none")
+    ids = tokenize(["abc def"] * 500, tiny_tokenizer(), context_length=8)
+    save_token_ids(world / "ids.safetensors", ids.input_ids)
+    content = study_mapping(study) | {"text": {"source": "ids.safetensors"}}
+    with pytest.raises(TextError, match=r"^both models must read the same tokens, got "):
+        check(read_study(content, folder=world), out=world / "none")

@@ -721,12 +721,14 @@ BAD = {
         files=file_at("sae/1.safetensors"),
         says="an SAE must be a safetensors file, {here}/sae/1.safetensors is none: …",
     ),
-    "tokenizers of as many tokens that differ": Bad(
+    "token ids for tokenizers of as many tokens that differ": Bad(
+        study={"text": {"source": "ids.safetensors"}},
         files=tokenizer_of_b("abcdefghijklmnopqrstuvwxyz ,.\n"),
         says="both models must read the same tokens, token 29 is '.' in {here}/A and ',' in "
         "{here}/B: choose two models that share a tokenizer",
     ),
-    "tokenizers of different size": Bad(
+    "token ids for tokenizers of different size": Bad(
+        study={"text": {"source": "ids.safetensors"}},
         files=tokenizer_of_b("abcdefghijklmnopqrstuvwxyz"),
         says="both models must read the same tokens, got 32 tokens in {here}/A and 28 in {here}/B: "
         "choose two models that share a tokenizer",

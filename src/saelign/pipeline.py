@@ -137,9 +137,7 @@ def run(
         "layers_a": plan.layers_a,
         "layers_b": plan.layers_b,
         "store": str(plan.store),
-        "text": [
-            {"sha256": t.sha256, "n_tokens": t.n_tokens, "masked": t.masked} for t in plan.tokens
-        ],
+        "text": [about_text(plan, index) for index in range(len(study.seeds))],
     }
     with written(plan.out / "study.yaml") as temporary:
         temporary.write_text(study_yaml(study), encoding="utf-8")
@@ -237,8 +235,9 @@ def run_once(
     at_phrases: dict[str, dict[int, LayerActivations]] = {}
     saes: dict[str, Callable[[int], SAE]] = {}
     for side in plan.sides:
-        saes[side.key] = sae_loader(plan, side, tokens, collected, info, progress)
-        collected[side.key] = collect_side(plan, side, saes[side.key], tokens, info, progress)
+        read = plan.read_by(side, index)
+        saes[side.key] = sae_loader(plan, side, read, collected, info, progress)
+        collected[side.key] = collect_side(plan, side, saes[side.key], read, info, progress)
         if about_words is not None and about_words.phrases is not None:
             at_phrases[side.key] = collect_side(
                 plan, side, saes[side.key], about_words.phrases.tokens, info, progress,
@@ -313,6 +312,16 @@ def sae_loader(
     return lambda layer: load_sae(
         model.sae_path(layer, plan.study.folder), device=sae_device(model.device)
     )
+
+
+def about_text(plan: Plan, index: int) -> dict[str, Any]:
+    """What `run.json` says of the text of a run."""
+    tokens = plan.tokens[index]
+    told = {"sha256": tokens.sha256, "n_tokens": tokens.n_tokens, "masked": tokens.masked}
+    if plan.aligned is None:
+        return told
+    aligned = plan.aligned[index]
+    return {**told, "sha256_b": aligned.b.sha256, "coverage": asdict(aligned.coverage)}
 
 
 def about_side(plan: Plan, side: Side) -> dict[str, Any]:
@@ -513,7 +522,7 @@ def describe_side(
 
     def make(number: int) -> Layer:
         acts = collected[number]
-        matrix = acts.concatenated()
+        matrix = plan.by_unit(acts.concatenated(), side, index)
         layer = describe_layer(
             matrix,
             load(number).W_dec.cpu().numpy(),

@@ -3,16 +3,18 @@
 import contextlib
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import scipy.sparse as sp
 import yaml
 from transformers import PretrainedConfig
 
+from saelign.activations.pooling import pooled
 from saelign.activations.wiring import check_dimensions
-from saelign.errors import StorageError, StudyError
+from saelign.errors import StorageError, StudyError, TextError
 from saelign.forecast import Forecast, LayerSize, SideSize, forecast, memory_limit
 from saelign.given import Given, settled
 from saelign.models import (
@@ -30,13 +32,17 @@ from saelign.study import GIVEN, ModelStudy, Study, path_from, rng_of, study_map
 from saelign.subspace_study import Subspaces, read_subspaces
 from saelign.text import (
     STANDARD_INPUT,
+    AlignedTokens,
     DatasetSource,
     Tokenizer,
     Tokens,
+    align,
     check_same_tokenizer,
     draw,
+    draw_aligned,
     load_token_ids,
     load_tokenizer,
+    pieces_kept,
     read_documents,
     special_ids,
     tokenize,
@@ -98,11 +104,13 @@ class Plan:
         study: The study.
         comparisons: The study's own, then its controls.
         tokens: For each run, what is read; drawn by its seed.
-        tokenizer: Of both models.
+        tokenizer: Of both models, or of A if B has another.
         out: The run's folder.
         store: Where activations are kept.
         forecast: What the study will take.
         subspaces: The semantic subspaces to look into; None if there are none.
+        aligned: For each run, what both models read if their tokenizers differ; `tokens` are then
+            the last tokens in A of the units that both cut; None if they do not.
         given: What a Python program gave in place of what the study names, by side.
     """
 
@@ -114,7 +122,26 @@ class Plan:
     store: Path
     forecast: Forecast
     subspaces: Subspaces | None = None
+    aligned: list[AlignedTokens] | None = None
     given: Mapping[str, Given] = field(default_factory=lambda: settled(None))
+
+    def read_by(self, side: Side, index: int) -> Tokens:
+        """What a side reads in a run; all that is kept of it is collected."""
+        if self.aligned is None:
+            return self.tokens[index]
+        aligned = self.aligned[index]
+        tokens, pieces = (
+            (aligned.a, aligned.pieces_a) if side.letter == "a" else (aligned.b, aligned.pieces_b)
+        )
+        return tokens if self.study.text.pooling == "last" else pieces_kept(tokens, pieces)
+
+    def by_unit(self, acts: sp.csr_array, side: Side, index: int) -> sp.csr_array:
+        """What was collected of a side in a run, a row a token of `tokens`."""
+        how = self.study.text.pooling
+        if self.aligned is None or how == "last":
+            return acts
+        aligned = self.aligned[index]
+        return pooled(acts, aligned.pieces_a if side.letter == "a" else aligned.pieces_b, how)
 
     def given_for(self, side: Side) -> Given:
         """What was given for a side: of a twin its configuration alone, and its own SAEs."""
@@ -166,6 +193,8 @@ class Plan:
             "out": str(self.out),
             "store": str(self.store),
         }
+        if self.aligned is not None:
+            told["coverage"] = asdict(self.aligned[0].coverage)
         if self.subspaces is not None:
             told["subspaces"] = self.subspaces.n_subspaces
         return told
@@ -202,15 +231,30 @@ def check(
     subspaces = None
     if study.subspaces is not None:
         subspaces = read_subspaces(study.subspaces, study.folder)
-    tokenizer = common_tokenizer(study, objects)
-    read = read_text(study, tokenizer)
-    for side, model in (("a", study.model_a), ("b", study.model_b)):
+    tokenizer, tokenizer_b = tokenizers_of(study, objects)
+    if tokenizer_b is tokenizer:
+        aligned, read_a = None, read_text(study, tokenizer)
+        read_b = read_a
+    else:
+        aligned = aligned_text(study, tokenizer, tokenizer_b, subspaces)
+        read_a, read_b = aligned.a, aligned.b
+    for side, model, read in (("a", study.model_a, read_a), ("b", study.model_b, read_b)):
         check_positions(config_of(model, study.folder, objects[side]), side.upper(), read)
     wanted = None if study.text.tokens == "all" else study.text.tokens
-    tokens = [
-        draw(read, wanted, rng=rng_of(seed, "documents"), allow_fewer=study.text.allow_fewer)
-        for seed in study.seeds
-    ]
+    asked: dict[str, Any] = {"n_units": wanted, "allow_fewer": study.text.allow_fewer}
+    drawn = (
+        None
+        if aligned is None
+        else [draw_aligned(aligned, rng=rng_of(seed, "documents"), **asked) for seed in study.seeds]
+    )
+    tokens = (
+        [of_seed.a for of_seed in drawn]
+        if drawn is not None
+        else [
+            draw(read_a, wanted, rng=rng_of(seed, "documents"), allow_fewer=study.text.allow_fewer)
+            for seed in study.seeds
+        ]
+    )
     plan = Plan(
         study=study,
         comparisons=comparisons,
@@ -227,6 +271,7 @@ def check(
             n_subspaces=0 if subspaces is None else subspaces.n_subspaces,
         ),
         subspaces=subspaces,
+        aligned=drawn,
         given=objects,
     )
     check_writable(plan.out, "choose another with --out or output.folder")
@@ -380,11 +425,13 @@ def check_model(model: ModelStudy, side: str, folder: Path, given: Given) -> lis
     return layers
 
 
-def common_tokenizer(study: Study, given: Mapping[str, Given] | None = None) -> Tokenizer:
-    """The tokenizer that both models share.
+def tokenizers_of(
+    study: Study, given: Mapping[str, Given] | None = None
+) -> tuple[Tokenizer, Tokenizer]:
+    """The tokenizers of both models; one and the same object if they cut text alike.
 
     Raises:
-        TextError: They differ.
+        TextError: They differ, and the text is token ids.
     """
     a, b = study.model_a, study.model_b
     name_a, name_b = (model_name(m, study.folder, m.tokenizer or m.name) for m in (a, b))
@@ -393,10 +440,59 @@ def common_tokenizer(study: Study, given: Mapping[str, Given] | None = None) -> 
     given_a, given_b = (None if given is None else given[side].tokenizer for side in ("a", "b"))
     tokenizer = given_a or load_tokenizer(name_a, revision_a)
     is_same = (name_a, revision_a) == (name_b, revision_b) and given_a is given_b is None
-    if not is_same and given_b is not tokenizer:
-        other = given_b or load_tokenizer(name_b, revision_b)
+    if is_same or given_b is tokenizer:
+        return tokenizer, tokenizer
+    other = given_b or load_tokenizer(name_b, revision_b)
+    try:
         check_same_tokenizer(tokenizer, other, name_a, name_b)
-    return tokenizer
+    except TextError:
+        source = text_source(study)
+        if isinstance(source, Path) and source.suffix == ".safetensors":
+            raise
+        return tokenizer, other
+    return tokenizer, tokenizer
+
+
+def common_tokenizer(study: Study) -> Tokenizer:
+    """The tokenizer that cuts a study's text: that of A, if B has another."""
+    return tokenizers_of(study)[0]
+
+
+def aligned_text(
+    study: Study, tokenizer_a: Tokenizer, tokenizer_b: Tokenizer, subspaces: Subspaces | None
+) -> AlignedTokens:
+    """All of the study's text as two models with different tokenizers read it.
+
+    Raises:
+        StudyError: Contexts across documents, or phrases, which need one tokenizer.
+        SaelignError: The text cannot be read or aligned.
+    """
+    text = study.text
+    if text.across_documents or (subspaces is not None and subspaces.phrases):
+        what = "text.across_documents" if text.across_documents else "subspaces.phrases"
+        raise StudyError(
+            f"{what} must be left out where the models have different tokenizers, it is asked for: "
+            "leave it out, or choose models that share a tokenizer"
+        )
+    return align(
+        documents_of(study),
+        tokenizer_a,
+        tokenizer_b,
+        context_length=text.context_length,
+        mask_special=text.mask_special,
+        mask_first=text.mask_first,
+    )
+
+
+def documents_of(study: Study) -> list[str]:
+    """The documents of a study's text."""
+    text = study.text
+    return read_documents(
+        text_source(study),
+        split=text.split,
+        column=text.column,
+        n_documents=None if text.documents == "all" else text.documents,
+    )
 
 
 def read_text(study: Study, tokenizer: Tokenizer) -> Tokens:
@@ -417,14 +513,8 @@ def read_text(study: Study, tokenizer: Tokenizer) -> Tokens:
                     f"already, got {getattr(text, f.name)!r} for {source}"
                 )
         return load_token_ids(source, special_ids=special_ids(tokenizer), **masks)
-    documents = read_documents(
-        source,
-        split=text.split,
-        column=text.column,
-        n_documents=None if text.documents == "all" else text.documents,
-    )
     return tokenize(
-        documents,
+        documents_of(study),
         tokenizer,
         context_length=text.context_length,
         across_documents=text.across_documents,

@@ -114,6 +114,8 @@ class TextStudy:
             blank lines part documents.
         mask_special: Leave special tokens out.
         mask_first: Leave the first position of each context out.
+        pooling: Of models with different tokenizers, what stands for the tokens between two places
+            where both have a boundary: the `last` of them, their `max` or `mean`.
     """
 
     source: str | DatasetSource
@@ -126,6 +128,7 @@ class TextStudy:
     split: Literal["none", "blank_line"] = "none"
     mask_special: bool = True
     mask_first: bool = True
+    pooling: Literal["last", "max", "mean"] = "last"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

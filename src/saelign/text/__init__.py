@@ -1,5 +1,6 @@
 """Documents -> tokens: what both models read, and which positions count."""
 
+from saelign.text.alignment import AlignedTokens, align, draw_aligned, pieces_kept
 from saelign.text.sources import STANDARD_INPUT, DatasetSource, read_documents
 from saelign.text.tokens import (
     MIN_TOKENS,
@@ -19,15 +20,19 @@ from saelign.text.words import Words, words_of
 __all__ = [
     "MIN_TOKENS",
     "STANDARD_INPUT",
+    "AlignedTokens",
     "DatasetSource",
     "Tokenizer",
     "Tokens",
     "Words",
+    "align",
     "check_same_tokenizer",
     "context_frame",
     "draw",
+    "draw_aligned",
     "load_token_ids",
     "load_tokenizer",
+    "pieces_kept",
     "read_documents",
     "save_token_ids",
     "special_ids",

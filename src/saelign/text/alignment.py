@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Int, Int32
 
 from saelign.errors import TextError
-from saelign.text.tokens import Tokenizer, Tokens, context_frame, special_ids
+from saelign.text.tokens import Tokenizer, Tokens, context_frame, draw, special_ids
 
 Pooling = Literal["last", "max", "mean"]
 
@@ -204,6 +204,47 @@ def units_of_text(text: str, a: Placed, b: Placed) -> list[tuple[tuple[int, int]
             units.append(((n_a, n_b), begun, end))
         done_a, done_b, begun = last_a + 1, last_b + 1, end
     return units
+
+
+def draw_aligned(
+    aligned: AlignedTokens,
+    n_units: int | None,
+    *,
+    rng: np.random.Generator,
+    allow_fewer: bool = False,
+) -> AlignedTokens:
+    """Contexts at random, without replacement, that keep exactly `n_units` units of both sides.
+
+    As `draw` does it for one tokenizer.
+
+    Raises:
+        TextError: There are fewer than `n_units`, or fewer than 1,000 in all.
+    """
+    n_contexts = len(aligned.a.document)
+    numbered = replace(aligned.a, document=np.arange(n_contexts, dtype=np.int32))
+    a = draw(numbered, n_units, rng=rng, allow_fewer=allow_fewer)
+    chosen = a.document
+    per_context, n_kept = aligned.a.kept.sum(axis=1), a.kept.sum(axis=1)
+    starts = np.cumsum(per_context) - per_context
+    is_kept = np.zeros(int(per_context.sum()), dtype=bool)
+    for context, n in zip(chosen, n_kept, strict=True):
+        is_kept[starts[context] : starts[context] + n] = True
+    kept_b = aligned.b.kept.copy()
+    kept_b[kept_b] = is_kept
+    b = replace(
+        aligned.b,
+        input_ids=aligned.b.input_ids[chosen],
+        attended=aligned.b.attended[chosen],
+        kept=kept_b[chosen],
+        document=aligned.b.document[chosen],
+    )
+    return replace(
+        aligned,
+        a=replace(a, document=aligned.a.document[chosen]),
+        b=b,
+        pieces_a=aligned.pieces_a[is_kept],
+        pieces_b=aligned.pieces_b[is_kept],
+    )
 
 
 def pieces_kept(tokens: Tokens, pieces: Int[np.ndarray, "unit"]) -> Tokens:
