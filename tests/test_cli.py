@@ -856,7 +856,7 @@ BAD = {
         study={"text": {"token": 3000}},
         says="unknown key of text 'token' (did you mean 'tokens'?), expected one of: "
         "across_documents, allow_fewer, column, context_length, documents, mask_first, "
-        "mask_special, source, split, tokens",
+        "mask_special, pooling, source, split, tokens",
     ),
     "a missing study": Bad(
         command=("run", "{here}/studdy.yaml"),
