@@ -1,6 +1,7 @@
 """Models and SAEs that are Python objects."""
 
-from dataclasses import dataclass
+import copy
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -229,6 +230,8 @@ def test_models_and_saes_in_memory_give_what_those_on_disk_give(tmp_path, monkey
     about = got.info["models"]
     assert about["a"]["fingerprint"].startswith("given-")
     assert about["a"]["saes"][2]["source"].startswith("SAE given for layer 2 of a (")
+    widened = replace(given_a, model=copy.deepcopy(given_a.model).float())
+    assert widened.fingerprint != given_a.fingerprint  # the same numbers, computed with otherwise
     again = saelign.run(study, out=tmp_path / "given", given=objects)
     pd.testing.assert_frame_equal(again.scores, got.scores)
 

@@ -316,10 +316,10 @@ def check_command(options: argparse.Namespace) -> None:
     others = list({concept.name: concept for concept in reversed(others)}.values())[::-1]
     tokenizer = None
     if options.study is not None:
-        from saelign.plan import common_tokenizer
+        from saelign.plan import tokenizers_of
         from saelign.study import load_study
 
-        tokenizer = common_tokenizer(load_study(options.study))
+        tokenizer, _ = tokenizers_of(load_study(options.study))  # of A, if B has another
     found = [
         check_concept(read_as_written(concept_file(name)), others, tokenizer)
         for name in options.concepts

@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all."""
+"""Where files go, and how they are there whole or not at all."""
 
 import os
 import tempfile
@@ -7,6 +7,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from saelign.errors import StorageError
+
+
+def user_cache() -> Path:
+    """The folder in the user's cache that is saelign's; it need not be there yet."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "saelign"
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """Models, tokenizers and SAEs that a Python program has in memory."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
@@ -29,7 +29,7 @@ class Given:
 
     model: nn.Module | None = None
     tokenizer: Tokenizer | None = None
-    saes: Mapping[int, Any] | None = field(default=None)
+    saes: Mapping[int, Any] | None = None
 
     @property
     def config(self) -> PretrainedConfig | None:
@@ -43,14 +43,15 @@ class Given:
         return None if self.model is None else str(next(self.model.parameters()).device)
 
     @property
-    def precision(self) -> str | None:
-        """What the weights of the model given are held in; None if there is none."""
-        return None if self.model is None else f"given, {next(self.model.parameters()).dtype}"
-
-    @property
     def fingerprint(self) -> str | None:
-        """What tells its weights from any others; None if there is none."""
-        return None if self.model is None else f"given-{weights_sha256(self.model)}"
+        """What tells its weights, and what they are held in, from others; None if there are none.
+
+        The hash alone would not tell bfloat16 from the same numbers in float32.
+        """
+        if self.model is None:
+            return None
+        dtype = str(next(self.model.parameters()).dtype).removeprefix("torch.")
+        return f"given-{dtype}-{weights_sha256(self.model)}"
 
 
 def settled(given: Mapping[str, Given] | None) -> dict[str, Given]:

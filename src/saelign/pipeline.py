@@ -33,7 +33,6 @@ from saelign.layers import Layer, Reading, describe_layer, read_text_of_run, shi
 from saelign.models import (
     load_model,
     model_fingerprint,
-    sae_device,
     untrained_fingerprint,
     untrained_model,
 )
@@ -60,10 +59,10 @@ from saelign.results import (
     write_table,
     written,
 )
-from saelign.saes import SAE, load_sae
+from saelign.saes import SAE
 from saelign.scoring import MIN_PAIRS
 from saelign.shelf import Shelf, ShelfSide
-from saelign.study import GIVEN, Study, rng_of
+from saelign.study import Study, rng_of
 from saelign.subspace_study import Subspaces
 from saelign.subspaces import (
     Subspace,
@@ -306,12 +305,7 @@ def sae_loader(
     if model.saes in MADE:
         made = twin_saes(plan, side, tokens, collected[side.letter], info, progress)
         return made.__getitem__
-    saes = plan.given_for(side).saes
-    if model.saes == GIVEN and saes is not None:
-        return saes.__getitem__
-    return lambda layer: load_sae(
-        model.sae_path(layer, plan.study.folder), device=sae_device(model.device)
-    )
+    return lambda layer: plan.sae_of(side, layer, device=plan.device_of(side))
 
 
 def about_text(plan: Plan, index: int) -> dict[str, Any]:
@@ -327,19 +321,17 @@ def about_text(plan: Plan, index: int) -> dict[str, Any]:
 def about_side(plan: Plan, side: Side) -> dict[str, Any]:
     """What `run.json` says of a side: the model, its weights and its SAEs."""
     model, name = side.model, model_name(side.model, plan.study.folder)
-    given = plan.given_for(side)
     if side.twin_seed is None:
-        fingerprint = given.fingerprint or model_fingerprint(name, model.revision)
+        given = plan.model_given(side).fingerprint
+        fingerprint = given or model_fingerprint(name, model.revision)
     else:
-        fingerprint = untrained_fingerprint(given.config or name, side.twin_seed, model.revision)
+        config = plan.given[side.letter].config
+        fingerprint = untrained_fingerprint(config or name, side.twin_seed, model.revision)
     told_saes: Any = model.saes
     if told_saes not in MADE:
         told_saes = {}
         for layer in side.layers:  # one at a time: all of them need not fit into memory
-            if model.saes == GIVEN and given.saes is not None:
-                sae = given.saes[layer]
-            else:
-                sae = load_sae(model.sae_path(layer, plan.study.folder), device="cpu")
+            sae = plan.sae_of(side, layer, device="cpu")
             told_saes[layer] = {"source": sae.source, "sha256": sae.sha256}
     return {
         "name": model.name,
@@ -360,10 +352,9 @@ def parts_key(info: Mapping[str, Any]) -> str:
 def loader(plan: Plan, side: Side) -> Callable[[], nn.Module]:
     """What loads a side's model, or draws its untrained twin."""
     model, name = side.model, model_name(side.model, plan.study.folder)
-    given = plan.given_for(side)
-    if side.twin_seed is None and given.model is not None:
-        of_side = given.model
-        return lambda: of_side
+    given = plan.model_given(side).model
+    if given is not None:
+        return lambda: given
     if side.twin_seed is None:
         return lambda: load_model(
             name,
@@ -374,7 +365,7 @@ def loader(plan: Plan, side: Side) -> Callable[[], nn.Module]:
         )
     seed, sha256 = side.twin_seed, side.twin_sha256
     return lambda: untrained_model(
-        given.config or name,
+        plan.given[side.letter].config or name,
         seed=seed,
         revision=model.revision,
         dtype=model.dtype,
@@ -428,7 +419,7 @@ def collect_side(
 
     In one pass of the model, or in as many as it takes for the SAEs of a pass to fit into memory.
     """
-    about, given = info["models"][side.key], plan.given_for(side)
+    about = info["models"][side.key]
     found: dict[int, LayerActivations] = {}
     passes = plan.forecast.passes(side)
     for number, some in enumerate(passes):
@@ -441,10 +432,8 @@ def collect_side(
             tokens=tokens,
             store=plan.store,
             model_fingerprint=about["fingerprint"],
-            dtype=side.model.dtype
-            if side.twin_seed is not None
-            else given.precision or side.model.precision,
-            device=(None if side.twin_seed is not None else given.device) or side.model.device,
+            dtype=side.model.precision,
+            device=plan.device_of(side),
             site=side.model.place,
             provenance={
                 "model": about["name"],
@@ -589,7 +578,7 @@ def compare_sides(
         halves_scored=control == TRAINED,
         judged=plan.study.verdicts and not comparison.is_shifted,
     )
-    devices = [sae_device(side.model.device) for side in (comparison.a, comparison.b)]
+    devices = [plan.device_of(side) for side in (comparison.a, comparison.b)]
     on_gpu = next((engine(device) for device in devices if device.startswith("cuda")), None)
     evidence = {}
     layers_a, layers_b = sides

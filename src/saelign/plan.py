@@ -15,6 +15,7 @@ from transformers import PretrainedConfig
 from saelign.activations.pooling import pooled
 from saelign.activations.wiring import check_dimensions
 from saelign.errors import StorageError, StudyError, TextError
+from saelign.files import user_cache
 from saelign.forecast import Forecast, LayerSize, SideSize, forecast, memory_limit
 from saelign.given import Given, settled
 from saelign.models import (
@@ -27,7 +28,7 @@ from saelign.models import (
     sae_device,
 )
 from saelign.results import TRAINED
-from saelign.saes import SAE, SaeInfo, inspect_sae
+from saelign.saes import SAE, SaeInfo, inspect_sae, load_sae
 from saelign.study import GIVEN, ModelStudy, Study, path_from, rng_of, study_mapping
 from saelign.subspace_study import Subspaces, read_subspaces
 from saelign.text import (
@@ -129,10 +130,7 @@ class Plan:
         """What a side reads in a run; all that is kept of it is collected."""
         if self.aligned is None:
             return self.tokens[index]
-        aligned = self.aligned[index]
-        tokens, pieces = (
-            (aligned.a, aligned.pieces_a) if side.letter == "a" else (aligned.b, aligned.pieces_b)
-        )
+        tokens, pieces = self.aligned[index].of(side.letter)
         return tokens if self.study.text.pooling == "last" else pieces_kept(tokens, pieces)
 
     def by_unit(self, acts: sp.csr_array, side: Side, index: int) -> sp.csr_array:
@@ -140,13 +138,23 @@ class Plan:
         how = self.study.text.pooling
         if self.aligned is None or how == "last":
             return acts
-        aligned = self.aligned[index]
-        return pooled(acts, aligned.pieces_a if side.letter == "a" else aligned.pieces_b, how)
+        _, pieces = self.aligned[index].of(side.letter)
+        return pooled(acts, pieces, how)
 
-    def given_for(self, side: Side) -> Given:
-        """What was given for a side: of a twin its configuration alone, and its own SAEs."""
-        given = self.given[side.letter]
-        return given if side.key == side.letter else replace(given, saes=None)
+    def model_given(self, side: Side) -> Given:
+        """The model given for a side, if there is one; none for a twin, whose weights are drawn."""
+        return self.given[side.letter] if side.twin_seed is None else Given()
+
+    def device_of(self, side: Side) -> str:
+        """Where the SAEs of a side are, and what goes into them."""
+        return self.model_given(side).device or sae_device(side.model.device)
+
+    def sae_of(self, side: Side, layer: int, *, device: str) -> SAE:
+        """The SAE of a layer of a side, given or read."""
+        given = self.given[side.letter].saes
+        if side.model.saes == GIVEN and given is not None:
+            return given[layer]
+        return load_sae(side.model.sae_path(layer, self.study.folder), device=device)
 
     @property
     def layers_a(self) -> list[int]:
@@ -241,20 +249,13 @@ def check(
     for side, model, read in (("a", study.model_a, read_a), ("b", study.model_b, read_b)):
         check_positions(config_of(model, study.folder, objects[side]), side.upper(), read)
     wanted = None if study.text.tokens == "all" else study.text.tokens
-    asked: dict[str, Any] = {"n_units": wanted, "allow_fewer": study.text.allow_fewer}
-    drawn = (
-        None
-        if aligned is None
-        else [draw_aligned(aligned, rng=rng_of(seed, "documents"), **asked) for seed in study.seeds]
-    )
-    tokens = (
-        [of_seed.a for of_seed in drawn]
-        if drawn is not None
-        else [
-            draw(read_a, wanted, rng=rng_of(seed, "documents"), allow_fewer=study.text.allow_fewer)
-            for seed in study.seeds
-        ]
-    )
+    rngs = [rng_of(seed, "documents") for seed in study.seeds]
+    fewer = study.text.allow_fewer
+    if aligned is None:
+        drawn, tokens = None, [draw(read_a, wanted, rng=rng, allow_fewer=fewer) for rng in rngs]
+    else:
+        drawn = [draw_aligned(aligned, wanted, rng=rng, allow_fewer=fewer) for rng in rngs]
+        tokens = [of_run.a for of_run in drawn]
     plan = Plan(
         study=study,
         comparisons=comparisons,
@@ -453,11 +454,6 @@ def tokenizers_of(
     return tokenizer, tokenizer
 
 
-def common_tokenizer(study: Study) -> Tokenizer:
-    """The tokenizer that cuts a study's text: that of A, if B has another."""
-    return tokenizers_of(study)[0]
-
-
 def aligned_text(
     study: Study, tokenizer_a: Tokenizer, tokenizer_b: Tokenizer, subspaces: Subspaces | None
 ) -> AlignedTokens:
@@ -563,8 +559,7 @@ def store_folder(study: Study) -> Path:
         return path_from(study.folder, study.output.store)
     if os.environ.get("SAELIGN_STORE"):
         return Path(os.environ["SAELIGN_STORE"])
-    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(cache) / "saelign" / "activations"
+    return user_cache() / "activations"
 
 
 def check_writable(folder: Path, advice: str) -> None:

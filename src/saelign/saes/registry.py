@@ -23,6 +23,7 @@ from saelign.errors import (
     StudyError,
     UnknownNameError,
 )
+from saelign.files import user_cache
 from saelign.locations import SAE_LENS
 from saelign.saes.formats import recognise
 from saelign.saes.formats.reading import SaeInfo
@@ -144,8 +145,7 @@ def kept_in() -> Path:
     """Where what SAELens loaded is kept: under `$SAELIGN_STORE`, else in a user's cache."""
     if os.environ.get("SAELIGN_STORE"):
         return Path(os.environ["SAELIGN_STORE"]) / "saes" / "sae_lens"
-    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(cache) / "saelign" / "sae_lens"
+    return user_cache() / "sae_lens"
 
 
 def _unknown(kind: str, got: str, known: Collection[str]) -> UnknownNameError:

@@ -56,6 +56,10 @@ class AlignedTokens:
     pieces_b: Int32[np.ndarray, " unit"]
     coverage: Coverage
 
+    def of(self, letter: str) -> tuple[Tokens, Int32[np.ndarray, " unit"]]:
+        """What `a` or `b` reads, and the number of its tokens in each kept unit."""
+        return (self.a, self.pieces_a) if letter == "a" else (self.b, self.pieces_b)
+
 
 Pieces = list[tuple[int, int]]
 """Tokens a unit, of A and of B."""
@@ -109,19 +113,12 @@ def align(
             at = [i + n for i, n in zip(at, pieces, strict=True)]
             n_tokens = [total + n for total, n in zip(n_tokens, pieces, strict=True)]
             n_units, n_single = n_units + 1, n_single + (pieces == (1, 1))
-            if any(len(new) > room for new, room in zip(ids, rooms, strict=True)):
-                full, fits = True, False
-            else:
-                fits = True
-                full = any(
-                    len(held) + len(new) > room
-                    for held, new, room in zip(open_[:2], ids, rooms, strict=True)
-                )
-            if full and open_[2]:
+            would_be = [len(held) + n for held, n in zip(open_[:2], pieces, strict=True)]
+            if open_[2] and any(n > room for n, room in zip(would_be, rooms, strict=True)):
                 contexts.append(open_)
                 document.append(index)
                 open_ = ([], [], [])
-            if fits:
+            if all(n <= room for n, room in zip(pieces, rooms, strict=True)):
                 open_[0].extend(ids[0])
                 open_[1].extend(ids[1])
                 open_[2].append(pieces)
