@@ -5,7 +5,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import scipy.sparse as sp
@@ -29,7 +29,15 @@ from saelign.models import (
 )
 from saelign.results import TRAINED
 from saelign.saes import SAE, SaeInfo, inspect_sae, load_sae
-from saelign.study import GIVEN, ModelStudy, Study, path_from, rng_of, study_mapping
+from saelign.study import (
+    GIVEN,
+    ModelStudy,
+    Study,
+    TextStudy,
+    path_from,
+    rng_of,
+    study_mapping,
+)
 from saelign.subspace_study import Subspaces, read_subspaces
 from saelign.text import (
     STANDARD_INPUT,
@@ -54,6 +62,21 @@ MADE = ("random", "trained")
 
 CUTTING = ("column", "documents", "split", "across_documents")
 """What a study says of text that has yet to be cut into contexts."""
+
+
+@runtime_checkable
+class HasText(Protocol):
+    """A study, or what else says what to read."""
+
+    @property
+    def text(self) -> TextStudy:
+        """What to read."""
+        ...
+
+    @property
+    def folder(self) -> Path:
+        """Where relative paths start."""
+        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -413,16 +436,27 @@ def check_model(model: ModelStudy, side: str, folder: Path, given: Given) -> lis
         check_device(model.device, model.quantization)
     config = config_of(model, folder, given)
     count, width = n_layers(config), d_site(config, model.place)
+    layers = layers_of(model, config, f"model {side.upper()}")
+    for layer in layers:
+        info = told_sae(model, layer, folder, given)
+        check_dimensions(info, layer, d_site=width, n_layers=count, site=model.place)
+    return layers
+
+
+def layers_of(model: ModelStudy, config: PretrainedConfig, told: str) -> list[int]:
+    """The layers to read of a model, which errors call `told`.
+
+    Raises:
+        StudyError: A layer that the model does not have.
+    """
+    count = n_layers(config)
     layers = list(range(count)) if model.layers == "all" else list(model.layers)
     for layer in layers:
         if not 0 <= layer < count:
             raise StudyError(
-                f"layers of model {side.upper()} must lie between 0 and {count - 1}, got {layer}: "
+                f"layers of {told} must lie between 0 and {count - 1}, got {layer}: "
                 f"{model.name} has {count} blocks, counted from 0"
             )
-    for layer in layers:
-        info = told_sae(model, layer, folder, given)
-        check_dimensions(info, layer, d_site=width, n_layers=count, site=model.place)
     return layers
 
 
@@ -480,7 +514,7 @@ def aligned_text(
     )
 
 
-def documents_of(study: Study) -> list[str]:
+def documents_of(study: HasText) -> list[str]:
     """The documents of a study's text."""
     text = study.text
     return read_documents(
@@ -491,7 +525,7 @@ def documents_of(study: Study) -> list[str]:
     )
 
 
-def read_text(study: Study, tokenizer: Tokenizer) -> Tokens:
+def read_text(study: HasText, tokenizer: Tokenizer) -> Tokens:
     """All of the study's text as contexts, before any are drawn.
 
     Raises:
@@ -518,7 +552,7 @@ def read_text(study: Study, tokenizer: Tokenizer) -> Tokens:
     )
 
 
-def text_source(study: Study) -> str | Path | DatasetSource:
+def text_source(study: HasText) -> str | Path | DatasetSource:
     """Where the study's text lies; paths, also that of a data set's folder, made full."""
     source = study.text.source
     if source == STANDARD_INPUT:

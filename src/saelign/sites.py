@@ -65,6 +65,11 @@ class Site:
         told = "input of block 0" if layer == -1 else _TOLD[self.name].format(layer)
         return told if self.module is None else f"{told} (its module {self.module})"
 
+    def hook_name(self, layer: int) -> str:
+        """The site of a block as TransformerLens names it, which `site_of_hook` understands."""
+        within = "attn.hook_z" if self.name == "attn_z" else f"hook_{self.name}"
+        return f"blocks.{layer}.{within}"
+
 
 AFTER_BLOCK = Site()
 
