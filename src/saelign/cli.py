@@ -11,6 +11,7 @@ from typing import Any
 from saelign.concepts_cli import add_concepts
 from saelign.errors import SaelignError
 from saelign.sweep_cli import add_sweep
+from saelign.training_cli import add_train_sae
 
 EXIT_ERROR = 1
 
@@ -106,6 +107,7 @@ def parser() -> argparse.ArgumentParser:
     command("doctor", doctor_command, "tell what this machine can run and what it lacks")
     add_concepts(commands, progress_on_stderr)
     add_sweep(commands, progress_on_stderr)
+    add_train_sae(commands, progress_on_stderr, memory_help=MEMORY_HELP)
     return top
 
 

@@ -28,6 +28,7 @@ from saelign.models import (
     load_model,
     model_fingerprint,
     n_parameters,
+    sae_device,
     untrained_fingerprint,
     untrained_model,
 )
@@ -40,7 +41,7 @@ from saelign.plan import (
     read_text,
 )
 from saelign.saes import save_sae, train_sae
-from saelign.study import ModelStudy, TextStudy, rng_of
+from saelign.study import ModelStudy, TextStudy, check_places, check_text, rng_of
 from saelign.text import Tokens, draw, load_tokenizer
 
 Progress = Callable[[str, int, int], None]
@@ -48,6 +49,9 @@ Progress = Callable[[str, int, int], None]
 
 SAES = "layer_{layer}.safetensors"
 """The file of a layer's SAE in the folder."""
+
+PARTIAL = ".layer_{layer}.partial"
+"""The state of a training that is not done."""
 
 REPORT = "training.json"
 """What tells, in the same folder, how they were trained and what they are worth."""
@@ -150,28 +154,18 @@ def train_saes(
         **{key: getattr(recipe, key) for key in ("width", "k", "seed", "epochs")},
         **{key: getattr(recipe, key) for key in ("batch_tokens", "learning_rate")},
     }
-    report = begun(out, about) or {
-        "recipe": told_recipe(recipe),
-        "training": about,
-        "tokens": {
-            "trained_on": fit.n_tokens,
-            "held_out": test.n_tokens,
-            "held_out_by": "documents" if is_by_documents else "contexts",
-        },
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "versions": provenance.versions(),
-        "machine": provenance.machine(),
-        "layers": {},
-    }
+    report = begun(out, about)
+    if report is None:
+        report = new_report(recipe, about, fit, test, is_by_documents=is_by_documents)
+        write_report(out, report)
     missing = [layer for layer in layers if not is_done(out, report, layer)]
     passes = passes_of(recipe, config, name, missing, fit, test, memory)
     for number, some in enumerate(passes):
         part = f", pass {number + 1} of {len(passes)}" if len(passes) > 1 else ""
-        tell(f"run the model{part}", 0, 1)
-        streams = streams_of(recipe, name, some, fit, test)
-        tell(f"run the model{part}", 1, 1)
+        streams = streams_of(recipe, name, some, (fit, test), tell, part)
         for layer in some:
             acts, held_out = (by_layer.pop(layer) for by_layer in streams)
+            checkpoint = out / PARTIAL.replace("{layer}", str(layer))
             sae, quality = train_sae(
                 acts,
                 d_sae=recipe.width,
@@ -182,6 +176,8 @@ def train_saes(
                 batch_tokens=recipe.batch_tokens,
                 learning_rate=recipe.learning_rate,
                 hook_name=model.place.hook_name(layer),
+                device=sae_device(model.device),
+                checkpoint=checkpoint,
                 progress=lambda done, total, layer=layer: tell(f"train layer {layer}", done, total),
             )
             del acts, held_out
@@ -193,6 +189,7 @@ def train_saes(
                 "torch": torch.__version__,
             }
             write_report(out, report)
+            checkpoint.unlink(missing_ok=True)
     columns = ("explained_variance", "l0", "dead_share", "seconds")
     rows = [
         {
@@ -223,7 +220,6 @@ def check_recipe(recipe: TrainingRecipe) -> None:
         ("seed", recipe.seed, 0),
         ("untrained", recipe.untrained or 0, 0),
         ("batch_tokens", recipe.batch_tokens, 1),
-        ("context_length", recipe.text.context_length, 2),
     ]
     for name, value, least in at_least:
         if value < least:
@@ -236,9 +232,8 @@ def check_recipe(recipe: TrainingRecipe) -> None:
             f"k must be at most the width, {recipe.width:,} features, got {recipe.k:,}: choose "
             "a smaller k or more features"
         )
-    layers = recipe.model.layers
-    if layers != "all" and (not layers or len(set(layers)) < len(layers)):
-        raise StudyError(f"layers must be distinct layers, got {layers}")
+    check_text(recipe.text)
+    check_places(recipe.model, "model")
 
 
 def texts_of(
@@ -314,11 +309,16 @@ def of_contexts(tokens: Tokens, chosen: Bool[np.ndarray, " context"]) -> Tokens:
 
 
 def streams_of(
-    recipe: TrainingRecipe, name: str, layers: list[int], fit: Tokens, test: Tokens
-) -> tuple[dict[int, Tensor], dict[int, Tensor]]:
-    """What passes the site of the layers, of both texts, in bfloat16."""
-    model = loaded(recipe, name)
-    read, held_out = (
+    recipe: TrainingRecipe,
+    name: str,
+    layers: list[int],
+    texts: tuple[Tokens, Tokens],
+    tell: Progress,
+    part: str,
+) -> list[dict[int, Tensor]]:
+    """What passes the site of the layers, of each text, in bfloat16."""
+    model, whats = loaded(recipe, name), ("run the model", "run it on held-out text")
+    return [
         sample_streams(
             load=lambda: model,
             blocks_path=recipe.model.blocks,
@@ -328,10 +328,10 @@ def streams_of(
             device=recipe.model.device,
             site=recipe.model.place,
             dtype=torch.bfloat16,
+            progress=lambda done, total, what=what: tell(f"{what}{part}", done, total),
         )
-        for tokens in (fit, test)
-    )
-    return read, held_out
+        for tokens, what in zip(texts, whats, strict=True)
+    ]
 
 
 def loaded(recipe: TrainingRecipe, name: str) -> nn.Module:
@@ -386,11 +386,31 @@ def passes_of(
     return [layers[i : i + at_once] for i in range(0, len(layers), at_once)]
 
 
-def told_recipe(recipe: TrainingRecipe) -> dict[str, Any]:
-    """The recipe as `training.json` tells it."""
+def new_report(
+    recipe: TrainingRecipe,
+    about: Mapping[str, Any],
+    fit: Tokens,
+    test: Tokens,
+    *,
+    is_by_documents: bool,
+) -> dict[str, Any]:
+    """What `training.json` says before any layer is done."""
     told = asdict(recipe)
     del told["folder"], told["model"]["saes"]
-    return told
+    return {
+        "recipe": told,
+        "training": dict(about),
+        "tokens": {
+            "trained_on": fit.n_tokens,
+            "held_out": test.n_tokens,
+            "held_out_by": "documents" if is_by_documents else "contexts",
+        },
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": provenance.command(),
+        "versions": provenance.versions(),
+        "machine": provenance.machine(),
+        "layers": {},
+    }
 
 
 def begun(out: Path, about: Mapping[str, Any]) -> dict[str, Any] | None:

@@ -510,12 +510,9 @@ def check_study(study: Study) -> None:
                 f"a measure on activations must not change when they are rotated, {measure.label} "
                 "does: leave `on` out, or choose another measure"
             )
-    text = study.text
+    check_text(study.text)
     inside = None if study.subspaces is None else study.subspaces.filters
     at_least: list[tuple[str, float | None, float]] = [
-        ("text.documents", None if text.documents == "all" else text.documents, 1),
-        ("text.tokens", None if text.tokens == "all" else text.tokens, 1_000),
-        ("text.context_length", text.context_length, 2),
         *filter_limits("filters", study.filters),
         *(filter_limits("subspaces.filters", inside) if inside else ()),
         *((f"nulls.{name}", n, 2) for name, n in study.nulls.items()),
@@ -525,12 +522,6 @@ def check_study(study: Study) -> None:
     for where, value, least in at_least:
         if value is not None and value < least:
             raise StudyError(f"{where} must be at least {least:,}, got {value}")
-    is_streamed = isinstance(text.source, DatasetSource) and text.source.streaming
-    if is_streamed and text.documents == "all":
-        raise StudyError(
-            "text.documents must be a number where a data set is streamed, got all: say how many "
-            "to read, or leave streaming out"
-        )
     for where, filters in (("filters", study.filters), ("subspaces.filters", inside)):
         least = None if filters is None else filters.min_correlation
         if least is not None and not -1 <= least < 1:
@@ -547,14 +538,8 @@ def check_study(study: Study) -> None:
             f"name must be letters, digits, dots, dashes (it names a folder), got {study.name!r}"
         )
     for where, model in (("model_a", study.model_a), ("model_b", study.model_b)):
+        check_places(model, where)
         layers = model.layers
-        if layers != "all" and (not layers or len(set(layers)) < len(layers)):
-            raise StudyError(f"{where}.layers must be distinct layers, got {layers}")
-        if model.module is not None and model.site in ("resid_post", "resid_pre"):
-            raise StudyError(
-                f"{where}.module must go with a site inside a block (mlp_out, attn_out, attn_z), "
-                f"got {model.module!r} beside {model.site}: say the site, or leave the module out"
-            )
         if (
             isinstance(model.saes, str)
             and "{layer}" not in model.saes
@@ -573,6 +558,43 @@ def check_study(study: Study) -> None:
                 "subspaces are scored on decoder rows, so at least one measure must be; all are on "
                 "activations: add one, such as rsa"
             )
+
+
+def check_text(text: TextStudy) -> None:
+    """Refuse numbers out of range.
+
+    Raises:
+        StudyError: One that cannot be.
+    """
+    for where, value, least in (
+        ("documents", text.documents, 1),
+        ("tokens", text.tokens, 1_000),
+        ("context_length", text.context_length, 2),
+    ):
+        if isinstance(value, int) and value < least:
+            raise StudyError(f"text.{where} must be at least {least:,}, got {value}")
+    is_streamed = isinstance(text.source, DatasetSource) and text.source.streaming
+    if is_streamed and text.documents == "all":
+        raise StudyError(
+            "text.documents must be a number where a data set is streamed, got all: say how many "
+            "to read, or leave streaming out"
+        )
+
+
+def check_places(model: ModelStudy, where: str) -> None:
+    """Refuse layers and modules at which no model can be read.
+
+    Raises:
+        StudyError: A layer twice, none at all, or a module of the residual stream.
+    """
+    layers = model.layers
+    if layers != "all" and (not layers or len(set(layers)) < len(layers)):
+        raise StudyError(f"{where}.layers must be distinct layers, got {layers}")
+    if model.module is not None and model.site in ("resid_post", "resid_pre"):
+        raise StudyError(
+            f"{where}.module must go with a site inside a block (mlp_out, attn_out, attn_z), "
+            f"got {model.module!r} beside {model.site}: say the site, or leave the module out"
+        )
 
 
 def filter_limits(where: str, filters: Filters) -> list[tuple[str, int | None, int]]:

@@ -149,6 +149,7 @@ def sample_streams(
     site: Site = AFTER_BLOCK,
     dtype: torch.dtype = torch.float32,
     batch_tokens: int = 8192,
+    progress: Callable[[int, int], None] | None = None,
 ) -> dict[int, Float[Tensor, "token d_model"]]:
     """What passes a site of the layers, of the first contexts that hold enough kept tokens.
 
@@ -162,13 +163,16 @@ def sample_streams(
         site: Where in its blocks it is read.
         dtype: In which the streams are kept; bfloat16 takes half the memory.
         batch_tokens: Positions (padding included) of a forward pass.
+        progress: Called with tokens done and tokens to give, after each batch.
 
     Raises:
         ActivationError: A residual stream that is not finite.
+        TextError: Token ids that the model does not know.
         ModelError: The blocks are not found.
     """
     model = load()
     reader = _reader(model, blocks_path, site, tokens, device, batch_tokens)
+    _check_ids(reader)
     n_kept = int(tokens.kept.sum())
     streams: dict[int, Tensor] = {}
     done = 0
@@ -179,6 +183,8 @@ def sample_streams(
                 streams[layer] = torch.empty(rows, stream.shape[1], dtype=dtype)
             streams[layer][done : done + len(stream)] = stream.to(dtype)
         done += len(next(iter(batch.values())))
+        if progress is not None:
+            progress(min(done, n_tokens), min(n_kept, n_tokens))
     return {layer: stream[:done] for layer, stream in streams.items()}
 
 

@@ -1,7 +1,9 @@
 """Residual streams -> an SAE: trained as BatchTopK and kept as JumpReLU, or drawn at random."""
 
 import hashlib
+import json
 import math
+import pickle
 import time
 import uuid
 from collections.abc import Callable
@@ -17,8 +19,12 @@ from torch import Tensor
 from torch.nn.functional import embedding_bag, normalize
 
 from saelign.errors import ActivationError, FormatError, ShapeError, StorageError
+from saelign.files import written
 from saelign.saes.formats.reading import place_of
 from saelign.saes.sae import SAE, encode, in_parts, reconstruct_from
+
+CHECKPOINT_SECONDS = 60.0
+"""Time between two checkpoints, at least."""
 
 _WARM_UP_STEPS = 50
 _DECAY_SHARE = 0.4  # of the steps, at the end, over which the learning rate falls to zero
@@ -54,6 +60,8 @@ def train_sae(
     batch_tokens: int = 1024,
     learning_rate: float = 4e-3,
     hook_name: str | None = None,
+    device: str | None = None,
+    checkpoint: Path | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[SAE, TrainingReport]:
     """An SAE of the activations, and what it is worth on tokens held out.
@@ -66,7 +74,7 @@ def train_sae(
     the rest is set. Features share a threshold, except those that it would silence.
 
     Args:
-        acts: Residual streams, on any device: training runs there.
+        acts: Residual streams.
         d_sae: How many features.
         k: Features to be active at a token, on average.
         seed: Of weights and of the order of tokens; with the same hardware, threads and versions
@@ -76,6 +84,10 @@ def train_sae(
         batch_tokens: Tokens of a step.
         learning_rate: Of Adam, between warm-up and decay.
         hook_name: The site, as the SAE is to say it.
+        device: Where to train; None: where the activations are.
+        checkpoint: Where to keep the state of the training, every minute or as often as writing it
+            takes a twentieth of the time; if that of the same training is there already, it goes
+            on from there, to the same SAE. Stays there when it is done. None: nowhere.
         progress: Called with steps done and steps in all, after each step.
 
     Raises:
@@ -83,6 +95,7 @@ def train_sae(
         ActivationError: Activations that are not finite or all equal, or fewer than a batch; or a
             learning rate at which training does not converge.
         FormatError: A `hook_name` that is of none of the sites.
+        StorageError: The checkpoint cannot be written.
 
     Source: Bussmann et al. (2024), "BatchTopK Sparse Autoencoders".
     """
@@ -96,27 +109,48 @@ def train_sae(
     _check(acts, acts.shape[1], batch_tokens)
     _check(held_out, acts.shape[1], 1)
     rng = np.random.default_rng(seed)
-    sample = _rows(acts, rng.permutation(len(acts))[: max(256, min(16384, 2**25 // d_sae))])
+    on = torch.device(acts.device if device is None else device)
+    sample = _rows(acts, rng.permutation(len(acts))[: max(256, min(16384, 2**25 // d_sae))], on)
     mean = sample.mean(dim=0)
     scale = float((sample - mean).square().mean().sqrt())
     if not scale > 0:
         raise ActivationError(f"activations must differ, all {len(sample):,} sampled are equal")
-    trainee = _Trainee(acts, d_sae, k, rng)
+    trainee = _Trainee(acts.shape[1], d_sae, k, rng, on)
     n_steps = math.ceil(epochs * len(acts) / batch_tokens)
     per_revival = max(1, _REVIVAL_TOKENS // batch_tokens)
-    order = np.empty(0, dtype=np.int64)
-    for step in range(n_steps):
+    order, n_done = np.empty(0, dtype=np.int64), 0
+    saved = None if checkpoint is None else _read_checkpoint(checkpoint)
+    if saved is not None:
+        trainee.restore(saved["trainee"])
+        order, n_done = saved["order"].numpy(), saved["n_done"]
+        rng.bit_generator.state = json.loads(saved["rng"])
+        started -= saved["seconds"]
+    last, took = time.monotonic(), 0.0
+    for step in range(n_done, n_steps):
         if len(order) < batch_tokens:
             order = rng.permutation(len(acts))
         batch, order = order[:batch_tokens], order[batch_tokens:]
         warmed = (step + 1) / min(_WARM_UP_STEPS, n_steps)
         rate = learning_rate * min(1.0, warmed, (1 - step / n_steps) / _DECAY_SHARE)
-        x = (_rows(acts, batch) - mean) / scale
+        x = (_rows(acts, batch, on) - mean) / scale
         error = trainee.step(x, rate, settled=warmed > 1)
         if (step + 1) % per_revival == 0:
             if step < _REVIVAL_SHARE * n_steps:
                 trainee.revive(x, error, rng)
             trainee.firings.zero_()
+        now = time.monotonic()
+        if checkpoint is not None and now - last > max(CHECKPOINT_SECONDS, 20 * took):
+            state = {
+                "trainee": trainee.state,
+                "order": torch.from_numpy(order),
+                "n_done": step + 1,
+                "rng": json.dumps(rng.bit_generator.state),
+                "seconds": now - started,
+            }
+            with written(checkpoint) as path:
+                torch.save(state, path)
+            last = time.monotonic()
+            took = last - now
         if progress is not None:
             progress(step + 1, n_steps)
     if not trainee.encoder.isfinite().all():
@@ -235,19 +269,38 @@ def save_sae(sae: SAE, path: Path) -> None:
 class _Trainee:
     # The weights while they are learnt, for inputs of zero mean and unit scale.
 
-    def __init__(self, acts: Tensor, d_sae: int, k: int, rng: np.random.Generator) -> None:
-        device = acts.device
+    def __init__(
+        self, d_model: int, d_sae: int, k: int, rng: np.random.Generator, device: torch.device
+    ) -> None:
         self.k, self.threshold = k, 0.0
-        self.decoder = torch.from_numpy(_directions(d_sae, acts.shape[1], rng)).to(device)
+        self.decoder = torch.from_numpy(_directions(d_sae, d_model, rng)).to(device)
         self.encoder = self.decoder.clone()  # one row a feature, as in the decoder
         self.b_enc = torch.zeros(d_sae, device=device)
-        self.b_dec = torch.zeros(acts.shape[1], device=device)
+        self.b_dec = torch.zeros(d_model, device=device)
         self.firings = torch.zeros(d_sae, dtype=torch.int64, device=device)
-        weights = [self.encoder, self.b_enc, self.decoder, self.b_dec]
-        self.adam = torch.optim.Adam(weights, betas=(0.9, 0.99), fused=True)
+        self.weights = [self.encoder, self.b_enc, self.decoder, self.b_dec]
+        self.adam = torch.optim.Adam(self.weights, betas=(0.9, 0.99), fused=True)
         # Where the hardware does not multiply bfloat16, imitating it takes longer than float32.
         multiplies = device.type != "cpu" or torch.cpu.get_capabilities().get("avx512_bf16")
         self.dtype = torch.bfloat16 if multiplies else torch.float32
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """All that changes while it learns."""
+        return {
+            "weights": self.weights,
+            "adam": self.adam.state_dict(),
+            "threshold": self.threshold,
+            "firings": self.firings,
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Become what `state` was."""
+        for weight, saved in zip(self.weights, state["weights"], strict=True):
+            weight.copy_(saved)
+        self.adam.load_state_dict(state["adam"])
+        self.threshold = state["threshold"]
+        self.firings.copy_(state["firings"])
 
     def step(
         self, x: Float32[Tensor, "token d_model"], rate: float, *, settled: bool
@@ -331,9 +384,17 @@ def _directions(n: int, d: int, rng: np.random.Generator) -> Float32[np.ndarray,
 
 
 def _rows(
-    acts: Float[Tensor, "token d_model"], chosen: Int64[np.ndarray, " row"]
+    acts: Float[Tensor, "token d_model"], chosen: Int64[np.ndarray, " row"], device: torch.device
 ) -> Float32[Tensor, "row d_model"]:
-    return acts[torch.from_numpy(chosen).to(acts.device)].float()
+    return acts[torch.from_numpy(chosen).to(acts.device)].to(device).float()
+
+
+def _read_checkpoint(path: Path) -> dict[str, Any] | None:
+    # What cannot be read, such as after a power cut, is as good as none.
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, EOFError, RuntimeError, ValueError, pickle.UnpicklingError):
+        return None
 
 
 def _largest(values: Float[Tensor, "..."], rank: int) -> float:
@@ -379,10 +440,13 @@ def _jumprelu(**fields: Any) -> SAE:
 
 
 def _measured(sae: SAE, acts: Float[Tensor, "token d_model"], seconds: float) -> TrainingReport:
-    firings = torch.zeros(sae.d_sae, dtype=torch.int64, device=acts.device)
-    centre, total = acts[:65536].float().mean(dim=0), torch.zeros_like(sae.b_dec).double()
+    device = sae.b_dec.device
+    firings = torch.zeros(sae.d_sae, dtype=torch.int64, device=device)
+    centre = acts[:65536].float().mean(dim=0).to(device)
+    total = torch.zeros_like(sae.b_dec).double()
     squares = errors = 0.0
     for part in in_parts(sae, acts):
+        part = part.to(device)
         feature_acts = encode(sae, part)
         centred = (part.float() - centre).double()
         total += centred.sum(dim=0)
