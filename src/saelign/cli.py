@@ -10,13 +10,14 @@ from typing import Any
 
 from saelign.concepts_cli import add_concepts
 from saelign.errors import SaelignError
+from saelign.studies_cli import add_studies
 from saelign.sweep_cli import add_sweep
 from saelign.training_cli import add_train_sae
 
 EXIT_ERROR = 1
 
 EPILOGS = {
-    "run": "example:\n  saelign run study.yaml --out results",
+    "run": "examples:\n  saelign run study.yaml --out results\n  saelign run pythia-70m-vs-160m",
     "check": "example:\n  saelign check study.yaml",
     "show": "example:\n  saelign show results --matching one_to_one",
     "demo": "examples:\n  saelign demo\n  saelign demo --text book.txt --out book-demo",
@@ -24,6 +25,8 @@ EPILOGS = {
 }
 
 
+STUDY_HELP = "a study file (YAML), or the name of one that ships (saelign studies)"
+MODELS_FROM_HELP = "take models, SAEs and data sets from DIR/OWNER/NAME instead of the hub"
 MEMORY_HELP = "memory it may take, such as 8GiB (default: most of what is free)"
 
 
@@ -75,16 +78,18 @@ def parser() -> argparse.ArgumentParser:
         return sub
 
     sub = command("run", run_command, "compare two models as a study file says")
-    sub.add_argument("study", metavar="STUDY", help="a study file (YAML)")
+    sub.add_argument("study", metavar="STUDY", help=STUDY_HELP)
     sub.add_argument("--out", metavar="DIR", help="where results go, instead of the study's folder")
     sub.add_argument("--memory", metavar="SIZE", help=MEMORY_HELP)
+    sub.add_argument("--models-from", metavar="DIR", help=MODELS_FROM_HELP)
 
     sub = command(
         "check", check_command, "find out whether a study can run, without loading weights"
     )
-    sub.add_argument("study", metavar="STUDY", help="a study file (YAML)")
+    sub.add_argument("study", metavar="STUDY", help=STUDY_HELP)
     sub.add_argument("--out", metavar="DIR", help="where results would go")
     sub.add_argument("--memory", metavar="SIZE", help=MEMORY_HELP)
+    sub.add_argument("--models-from", metavar="DIR", help=MODELS_FROM_HELP)
 
     sub = command("show", show_command, "print the tables of a finished run")
     sub.add_argument("run", metavar="RUN", help="a run's folder")
@@ -106,8 +111,14 @@ def parser() -> argparse.ArgumentParser:
 
     command("doctor", doctor_command, "tell what this machine can run and what it lacks")
     add_concepts(commands, progress_on_stderr)
-    add_sweep(commands, progress_on_stderr)
-    add_train_sae(commands, progress_on_stderr, memory_help=MEMORY_HELP)
+    add_studies(commands)
+    for add in (add_train_sae, add_sweep):
+        add(
+            commands,
+            progress_on_stderr,
+            memory_help=MEMORY_HELP,
+            models_from_help=MODELS_FROM_HELP,
+        )
     return top
 
 
@@ -122,7 +133,7 @@ def run_command(options: argparse.Namespace) -> None:
     """`saelign run`."""
     from saelign.study import load_study
 
-    finish(load_study(options.study), options)
+    finish(load_study(options.study), options, models_from=options.models_from)
 
 
 def demo_command(options: argparse.Namespace) -> None:
@@ -134,12 +145,18 @@ def demo_command(options: argparse.Namespace) -> None:
     finish(demo_study(text=options.text, concepts=options.concepts), options)
 
 
-def finish(study: Any, options: argparse.Namespace) -> None:
+def finish(study: Any, options: argparse.Namespace, *, models_from: str | None = None) -> None:
     """Run a study, telling progress, and print what came of it."""
     from saelign.pipeline import run
 
     with progress_on_stderr() as progress:
-        finished = run(study, out=options.out, memory=options.memory, progress=progress)
+        finished = run(
+            study,
+            out=options.out,
+            memory=options.memory,
+            models_from=models_from,
+            progress=progress,
+        )
     print_run(finished, as_json=options.json, matching=None if options.json else study.matching[0])
     if not options.json:
         for matching in study.matching[1:]:
@@ -151,7 +168,13 @@ def check_command(options: argparse.Namespace) -> None:
     from saelign.plan import check
     from saelign.study import load_study
 
-    summary = check(load_study(options.study), out=options.out, memory=options.memory).summary()
+    plan = check(
+        load_study(options.study),
+        out=options.out,
+        memory=options.memory,
+        models_from=options.models_from,
+    )
+    summary = plan.summary()
     if options.json:
         print(json.dumps(summary, indent=2))
         return

@@ -47,6 +47,7 @@ from saelign.plan import (
     check,
     model_name,
     study_yaml,
+    text_source,
 )
 from saelign.report import write_figures, write_subspace_tables
 from saelign.results import (
@@ -74,7 +75,7 @@ from saelign.subspaces import (
     save_subspace_cell,
     with_members,
 )
-from saelign.text import Tokens, context_frame, words_of
+from saelign.text import DatasetSource, Tokens, context_frame, words_of
 from saelign.tiles import engine
 from saelign.twins import made_saes
 from saelign.verdicts import Evidence
@@ -96,6 +97,7 @@ def run(
     out: str | Path | None = None,
     memory: str | int | None = None,
     given: Mapping[str, Given] | None = None,
+    models_from: str | Path | None = None,
     progress: Progress = no_progress,
 ) -> Run:
     """Compare two models from beginning to end.
@@ -107,6 +109,7 @@ def run(
             and SAEs that do not fit at once are read again when they are needed.
         given: For `a` and `b`, a model, its tokenizer or its SAEs as objects, in place of what the
             study names.
+        models_from: A folder in place of the hub; see `check`.
         progress: Told how far it has come.
 
     Returns:
@@ -119,7 +122,8 @@ def run(
     """
     started = time.monotonic()
     progress("check the study", 0, 1)
-    plan = check(study, out=out, memory=memory, given=given)
+    plan = check(study, out=out, memory=memory, given=given, models_from=models_from)
+    study = plan.study
     progress("check the study", 1, 1)
     info: dict[str, Any] = {
         "complete": False,
@@ -130,12 +134,14 @@ def run(
         "machine": provenance.machine(),
         "study": as_yaml_reads(study),
         "study_folder": str(study.folder),
+        "models_from": None if study.models_from is None else str(study.models_from),
         "seeds": study.seeds,
         "metrics": study.metrics,
         "controls": [comparison.control for comparison in plan.comparisons],
         "layers_a": plan.layers_a,
         "layers_b": plan.layers_b,
         "store": str(plan.store),
+        "text_source": about_source(text_source(study)),
         "text": [about_text(plan, index) for index in range(len(study.seeds))],
     }
     with written(plan.out / "study.yaml") as temporary:
@@ -318,9 +324,14 @@ def about_text(plan: Plan, index: int) -> dict[str, Any]:
     return {**told, "sha256_b": aligned.b.sha256, "coverage": asdict(aligned.coverage)}
 
 
+def about_source(source: str | Path | DatasetSource) -> Any:
+    """What `run.json` says of where the text came from; a data set at the commit that was read."""
+    return asdict(source) if isinstance(source, DatasetSource) else str(source)
+
+
 def about_side(plan: Plan, side: Side) -> dict[str, Any]:
     """What `run.json` says of a side: the model, its weights and its SAEs."""
-    model, name = side.model, model_name(side.model, plan.study.folder)
+    model, name = side.model, model_name(side.model, plan.study.places)
     if side.twin_seed is None:
         given = plan.model_given(side).fingerprint
         fingerprint = given or model_fingerprint(name, model.revision)
@@ -335,6 +346,7 @@ def about_side(plan: Plan, side: Side) -> dict[str, Any]:
             told_saes[layer] = {"source": sae.source, "sha256": sae.sha256}
     return {
         "name": model.name,
+        "loaded_from": name,
         "fingerprint": fingerprint,
         "site": asdict(model.place),
         "saes": told_saes,
@@ -351,7 +363,7 @@ def parts_key(info: Mapping[str, Any]) -> str:
 
 def loader(plan: Plan, side: Side) -> Callable[[], nn.Module]:
     """What loads a side's model, or draws its untrained twin."""
-    model, name = side.model, model_name(side.model, plan.study.folder)
+    model, name = side.model, model_name(side.model, plan.study.places)
     given = plan.model_given(side).model
     if given is not None:
         return lambda: given

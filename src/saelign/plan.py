@@ -18,6 +18,8 @@ from saelign.errors import StorageError, StudyError, TextError
 from saelign.files import user_cache
 from saelign.forecast import Forecast, LayerSize, SideSize, forecast, memory_limit
 from saelign.given import Given, settled
+from saelign.hub_folder import check_hub_folder
+from saelign.locations import Places
 from saelign.models import (
     check_device,
     d_site,
@@ -29,15 +31,7 @@ from saelign.models import (
 )
 from saelign.results import TRAINED
 from saelign.saes import SAE, SaeInfo, inspect_sae, load_sae
-from saelign.study import (
-    GIVEN,
-    ModelStudy,
-    Study,
-    TextStudy,
-    path_from,
-    rng_of,
-    study_mapping,
-)
+from saelign.study import GIVEN, ModelStudy, Study, TextStudy, rng_of, study_mapping
 from saelign.subspace_study import Subspaces, read_subspaces
 from saelign.text import (
     STANDARD_INPUT,
@@ -46,6 +40,7 @@ from saelign.text import (
     Tokenizer,
     Tokens,
     align,
+    at_commit,
     check_same_tokenizer,
     draw,
     draw_aligned,
@@ -60,7 +55,7 @@ from saelign.text import (
 MADE = ("random", "trained")
 """SAEs of an untrained twin that are made when they are needed."""
 
-CUTTING = ("column", "documents", "split", "across_documents")
+CUTTING = ("column", "documents", "split", "across_documents", "contexts_per_document")
 """What a study says of text that has yet to be cut into contexts."""
 
 
@@ -74,8 +69,8 @@ class HasText(Protocol):
         ...
 
     @property
-    def folder(self) -> Path:
-        """Where relative paths start."""
+    def places(self) -> Places:
+        """Where what it names is taken from."""
         ...
 
 
@@ -177,7 +172,7 @@ class Plan:
         given = self.given[side.letter].saes
         if side.model.saes == GIVEN and given is not None:
             return given[layer]
-        return load_sae(side.model.sae_path(layer, self.study.folder), device=device)
+        return load_sae(side.model.sae_path(layer, self.study.places), device=device)
 
     @property
     def layers_a(self) -> list[int]:
@@ -243,6 +238,7 @@ def check(
     out: str | Path | None = None,
     memory: str | int | None = None,
     given: Mapping[str, Given] | None = None,
+    models_from: str | Path | None = None,
 ) -> Plan:
     """Find out whether a study can run, without loading weights, and what it comes to.
 
@@ -253,11 +249,16 @@ def check(
         out: The run's folder, if not the study's own.
         memory: What it may take, such as `8GiB` (or bytes); most of what is free if None.
         given: For `a` and `b`, objects in place of what the study names.
+        models_from: A folder in place of the hub, from which models, SAEs and data sets are taken:
+            `OWNER/NAME` of the hub lies in `models_from/OWNER/NAME`.
 
     Raises:
         SaelignError: Whatever of it cannot be: the message says what to do.
     """
     limit, objects = memory_limit(memory), settled(given)
+    if models_from is not None:
+        study = replace(study, models_from=Path(models_from).expanduser().resolve())
+    check_hub_folder(study, objects)
     comparisons = comparisons_of(study, objects)
     subspaces = None
     if study.subspaces is not None:
@@ -270,7 +271,7 @@ def check(
         aligned = aligned_text(study, tokenizer, tokenizer_b, subspaces)
         read_a, read_b = aligned.a, aligned.b
     for side, model, read in (("a", study.model_a, read_a), ("b", study.model_b, read_b)):
-        check_positions(config_of(model, study.folder, objects[side]), side.upper(), read)
+        check_positions(config_of(model, study.places, objects[side]), side.upper(), read)
     wanted = None if study.text.tokens == "all" else study.text.tokens
     rngs = [rng_of(seed, "documents") for seed in study.seeds]
     fewer = study.text.allow_fewer
@@ -315,7 +316,7 @@ def comparisons_of(study: Study, given: Mapping[str, Given]) -> list[Comparison]
         letter: Side(
             key=letter,
             model=model,
-            layers=check_model(model, letter, study.folder, given[letter]),
+            layers=check_model(model, letter, study.places, given[letter]),
         )
         for letter, model in models.items()
     }
@@ -325,7 +326,7 @@ def comparisons_of(study: Study, given: Mapping[str, Given]) -> list[Comparison]
             Side(
                 key=f"{letter}_untrained",
                 model=with_saes(
-                    side, getattr(controls.untrained, f"saes_{letter}"), study.folder, given[letter]
+                    side, getattr(controls.untrained, f"saes_{letter}"), study.places, given[letter]
                 ),
                 layers=side.layers,
                 twin_seed=controls.untrained.seed,
@@ -343,7 +344,7 @@ def comparisons_of(study: Study, given: Mapping[str, Given]) -> list[Comparison]
                 other = replace(
                     side,
                     key=f"{letter}_seed",
-                    model=with_saes(side, saes, study.folder, given[letter]),
+                    model=with_saes(side, saes, study.places, given[letter]),
                 )
                 found.append(Comparison(control=f"seed_{letter}", a=side, b=other))
     return found
@@ -358,11 +359,11 @@ def sizes_of(
         model, objects = side.model, given[side.letter]
         own = study.model_a if side.letter == "a" else study.model_b
         like = own if model.saes in MADE else model  # made ones are as wide as the model's own
-        saes = {n: told_sae(like, n, study.folder, objects) for n in side.layers}
+        saes = {n: told_sae(like, n, study.places, objects) for n in side.layers}
         sizes[side.key] = SideSize(
             key=side.key,
             n_parameters=(
-                n_parameters(model_name(model, study.folder), revision=model.revision)
+                n_parameters(model_name(model, study.places), revision=model.revision)
                 if objects.model is None
                 else sum(parameter.numel() for parameter in objects.model.parameters())
             ),
@@ -383,29 +384,27 @@ def bytes_per_parameter(model: ModelStudy) -> int | float:
     return 2 if model.dtype in ("bfloat16", "float16") else 4
 
 
-def with_saes(side: Side, saes: str, folder: Path, given: Given) -> ModelStudy:
+def with_saes(side: Side, saes: str, places: Places, given: Given) -> ModelStudy:
     """The side's model with other SAEs, whose headers were found to fit."""
     model = replace(side.model, saes=saes, layers=side.layers)
     if saes not in MADE:
-        check_model(model, side.letter, folder, replace(given, saes=None))
+        check_model(model, side.letter, places, replace(given, saes=None))
     return model
 
 
-def model_name(model: ModelStudy, folder: Path, name: str | None = None) -> str:
-    """The folder of the model (or tokenizer) if there is one at that path, else its hub name."""
-    name = model.name if name is None else name
-    local = path_from(folder, name)
-    return str(local) if local.is_dir() else name
+def model_name(model: ModelStudy, places: Places) -> str:
+    """The folder of the model if there is one at that path, else its hub name."""
+    return places.repository(model.name)
 
 
-def config_of(model: ModelStudy, folder: Path, given: Given) -> PretrainedConfig:
+def config_of(model: ModelStudy, places: Places, given: Given) -> PretrainedConfig:
     """The configuration of a model, given or named."""
     if given.config is not None:
         return given.config
-    return load_config(model_name(model, folder), revision=model.revision)
+    return load_config(model_name(model, places), revision=model.revision)
 
 
-def told_sae(model: ModelStudy, layer: int, folder: Path, given: Given) -> SaeInfo | SAE:
+def told_sae(model: ModelStudy, layer: int, places: Places, given: Given) -> SaeInfo | SAE:
     """What the SAE of a layer says of itself, given or named.
 
     Raises:
@@ -413,7 +412,7 @@ def told_sae(model: ModelStudy, layer: int, folder: Path, given: Given) -> SaeIn
         SaelignError: It cannot be read.
     """
     if model.saes != GIVEN:
-        return inspect_sae(model.sae_path(layer, folder))
+        return inspect_sae(model.sae_path(layer, places))
     if given.saes is None or layer not in given.saes:
         there = ", ".join(str(n) for n in sorted(given.saes or ())) or "none"
         raise StudyError(
@@ -424,7 +423,7 @@ def told_sae(model: ModelStudy, layer: int, folder: Path, given: Given) -> SaeIn
     return given.saes[layer]
 
 
-def check_model(model: ModelStudy, side: str, folder: Path, given: Given) -> list[int]:
+def check_model(model: ModelStudy, side: str, places: Places, given: Given) -> list[int]:
     """The layers to read of a model, after its configuration and SAE headers were found to fit.
 
     Raises:
@@ -434,11 +433,11 @@ def check_model(model: ModelStudy, side: str, folder: Path, given: Given) -> lis
     """
     if given.model is None:
         check_device(model.device, model.quantization)
-    config = config_of(model, folder, given)
+    config = config_of(model, places, given)
     count, width = n_layers(config), d_site(config, model.place)
     layers = layers_of(model, config, f"model {side.upper()}")
     for layer in layers:
-        info = told_sae(model, layer, folder, given)
+        info = told_sae(model, layer, places, given)
         check_dimensions(info, layer, d_site=width, n_layers=count, site=model.place)
     return layers
 
@@ -469,7 +468,7 @@ def tokenizers_of(
         TextError: They differ, and the text is token ids.
     """
     a, b = study.model_a, study.model_b
-    name_a, name_b = (model_name(m, study.folder, m.tokenizer or m.name) for m in (a, b))
+    name_a, name_b = (study.places.repository(m.tokenizer or m.name) for m in (a, b))
     # A revision is one of the model's; a tokenizer from elsewhere need not have it.
     revision_a, revision_b = (m.revision if m.tokenizer is None else None for m in (a, b))
     given_a, given_b = (None if given is None else given[side].tokenizer for side in ("a", "b"))
@@ -509,9 +508,15 @@ def aligned_text(
         tokenizer_a,
         tokenizer_b,
         context_length=text.context_length,
+        contexts_per_document=contexts_per_document(text),
         mask_special=text.mask_special,
         mask_first=text.mask_first,
     )
+
+
+def contexts_per_document(text: TextStudy) -> int | None:
+    """How many contexts of a document count; None: all."""
+    return None if text.contexts_per_document == "all" else text.contexts_per_document
 
 
 def documents_of(study: HasText) -> list[str]:
@@ -548,6 +553,7 @@ def read_text(study: HasText, tokenizer: Tokenizer) -> Tokens:
         tokenizer,
         context_length=text.context_length,
         across_documents=text.across_documents,
+        contexts_per_document=contexts_per_document(text),
         **masks,
     )
 
@@ -558,9 +564,8 @@ def text_source(study: HasText) -> str | Path | DatasetSource:
     if source == STANDARD_INPUT:
         return source
     if isinstance(source, str):
-        return path_from(study.folder, source)
-    folder = path_from(study.folder, source.dataset)
-    return replace(source, dataset=str(folder)) if folder.is_dir() else source
+        return study.places.path(source)
+    return at_commit(replace(source, dataset=study.places.repository(source.dataset)))
 
 
 def check_positions(config: PretrainedConfig, side: str, tokens: Tokens) -> None:
@@ -583,14 +588,14 @@ def out_folder(study: Study, out: str | Path | None) -> Path:
     if out is not None:
         return Path(out)
     if study.output.folder is not None:
-        return path_from(study.folder, study.output.folder)
+        return study.places.path(study.output.folder)
     return Path("saelign-runs") / study.name
 
 
 def store_folder(study: Study) -> Path:
     """Where activations are kept: as the study says, else `$SAELIGN_STORE`, else a user's cache."""
     if study.output.store is not None:
-        return path_from(study.folder, study.output.store)
+        return study.places.path(study.output.store)
     if os.environ.get("SAELIGN_STORE"):
         return Path(os.environ["SAELIGN_STORE"])
     return user_cache() / "activations"

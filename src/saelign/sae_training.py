@@ -21,6 +21,7 @@ from saelign.activations import sample_streams
 from saelign.errors import FormatError, ShapeError, StudyError, TextError
 from saelign.files import written
 from saelign.forecast import PROGRAM, in_gib, memory_limit
+from saelign.locations import Places
 from saelign.models import (
     check_device,
     d_site,
@@ -80,6 +81,7 @@ class TrainingRecipe:
         batch_tokens: Tokens of a step.
         learning_rate: Of Adam, between warm-up and decay.
         folder: Where relative paths start.
+        models_from: A folder in place of the hub; see `Places`.
     """
 
     model: ModelStudy
@@ -92,6 +94,12 @@ class TrainingRecipe:
     batch_tokens: int = 1024
     learning_rate: float = 4e-3
     folder: Path = Path()
+    models_from: Path | None = None
+
+    @property
+    def places(self) -> Places:
+        """Where what it names is taken from."""
+        return Places(self.folder, self.models_from)
 
 
 def train_saes(
@@ -132,7 +140,7 @@ def train_saes(
 
     out = Path(out)
     check_recipe(recipe)
-    name, model = model_name(recipe.model, recipe.folder), recipe.model
+    name, model = model_name(recipe.model, recipe.places), recipe.model
     check_device(model.device, model.quantization)
     config = load_config(name, revision=model.revision)
     layers = layers_of(model, config, "the model")
@@ -246,7 +254,7 @@ def texts_of(
         SaelignError: The text cannot be read.
     """
     model, text = recipe.model, recipe.text
-    own = model_name(model, recipe.folder, model.tokenizer or model.name)
+    own = recipe.places.repository(model.tokenizer or model.name)
     tokenizer = load_tokenizer(own, model.revision if model.tokenizer is None else None)
     tokens = read_text(recipe, tokenizer)
     check_positions(config, name, tokens)
@@ -396,7 +404,7 @@ def new_report(
 ) -> dict[str, Any]:
     """What `training.json` says before any layer is done."""
     told = asdict(recipe)
-    del told["folder"], told["model"]["saes"]
+    del told["folder"], told["models_from"], told["model"]["saes"]
     return {
         "recipe": told,
         "training": dict(about),

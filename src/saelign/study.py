@@ -6,6 +6,7 @@ are read, files only by `check` and `run`. Relative paths are taken from the stu
 """
 
 import dataclasses
+import difflib
 import re
 import types
 import typing
@@ -19,7 +20,7 @@ import yaml
 
 from saelign.correlation import METRICS
 from saelign.errors import FormatError, MissingFileError, StudyError, UnknownNameError
-from saelign.locations import is_remote
+from saelign.locations import Places
 from saelign.matching import MATCHINGS, Filters
 from saelign.nulls import NULLS
 from saelign.scoring import check_measure
@@ -33,6 +34,14 @@ GIVEN = "given"
 
 FORMAT = 1
 """Version of the study format that this package writes and reads."""
+
+NOT_KEYS = ("folder", "models_from")
+"""What a `Study` has beside what its file says."""
+
+_NAMES_A_FILE = re.compile(r"\.ya?ml$", re.IGNORECASE)
+
+SHIPPED = Path(__file__).parent / "studies"
+"""The folder of the studies that can be run by name."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,8 +89,16 @@ class ModelStudy:
         """What its weights are held in: one more thing that tells its activations from others."""
         return self.dtype if self.quantization is None else f"{self.dtype}, {self.quantization}"
 
-    def sae_path(self, layer: int, folder: Path) -> Path | str:
-        """Where the SAE of a layer lies; relative paths from `folder`, other places as given."""
+    def sae_path(self, layer: int, places: Places) -> Path | str:
+        """Where the SAE of a layer lies: its path, or its place on a hub or name as given."""
+        return places.sae(self.sae_location(layer))
+
+    def sae_location(self, layer: int) -> str:
+        """What the study says of where the SAE of a layer lies.
+
+        Raises:
+            StudyError: Nothing.
+        """
         if isinstance(self.saes, dict):
             if layer not in self.saes:
                 known = ", ".join(str(known) for known in sorted(self.saes))
@@ -89,10 +106,8 @@ class ModelStudy:
                     f"saes of {self.name} must name a path for each layer, layer {layer} has none "
                     f"(there are: {known}): add it or leave the layer out"
                 )
-            given = self.saes[layer]
-        else:
-            given = self.saes.replace("{layer}", str(layer))
-        return given if is_remote(given) else path_from(folder, given)
+            return self.saes[layer]
+        return self.saes.replace("{layer}", str(layer))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,6 +129,8 @@ class TextStudy:
             blank lines part documents.
         mask_special: Leave special tokens out.
         mask_first: Leave the first position of each context out.
+        contexts_per_document: Take the first so many contexts of each document at most; `all` for
+            all there are.
         pooling: Of models with different tokenizers, what stands for the tokens between two places
             where both have a boundary: the `last` of them, their `max` or `mean`.
     """
@@ -125,6 +142,7 @@ class TextStudy:
     allow_fewer: bool = False
     context_length: int = 128
     across_documents: bool = False
+    contexts_per_document: int | Literal["all"] = "all"
     split: Literal["none", "blank_line"] = "none"
     mask_special: bool = True
     mask_first: bool = True
@@ -263,7 +281,10 @@ class Study:
         verdicts: Whether to say of each feature if it is shared.
         subspaces: Which semantic subspaces to look into; none if None.
         output: Where results go.
-        folder: Where the study file lies; relative paths start there.
+        description: What it asks, in a sentence; `saelign studies` tells it.
+        source: Where it comes from: a paper, with what is printed there.
+        folder: Where the study file lies; relative paths start there. Not a key of the file.
+        models_from: A folder in place of the hub; see `Places`. Not a key of the file.
     """
 
     name: str
@@ -282,12 +303,20 @@ class Study:
     verdicts: bool = True
     subspaces: SubspacesStudy | None = None
     output: OutputStudy = field(default_factory=OutputStudy)
+    description: str | None = None
+    source: str | None = None
     folder: Path = Path()
+    models_from: Path | None = None
 
     @property
     def metrics(self) -> list[str]:
         """What to match by; the first is the study's own."""
         return [self.metric] if isinstance(self.metric, str) else list(self.metric)
+
+    @property
+    def places(self) -> Places:
+        """Where what it names is taken from."""
+        return Places(self.folder, self.models_from)
 
 
 def rng_of(seed: int, *purpose: str | int) -> np.random.Generator:
@@ -296,35 +325,54 @@ def rng_of(seed: int, *purpose: str | int) -> np.random.Generator:
     return np.random.default_rng([seed, *words])
 
 
-def path_from(folder: Path, path: str) -> Path:
-    """A path of a study: `~` is the user's home, a relative one starts at the study's folder."""
-    return folder / Path(path).expanduser()
-
-
 def load_study(path: str | Path) -> Study:
     """The study that a YAML file describes.
 
     Args:
-        path: The file.
+        path: The file; or, where there is no such file, the name of a study that ships. Its
+            relative paths start at the current folder.
 
     Raises:
         MissingFileError: There is no such file.
         FormatError: Not YAML, or written for a newer version.
         StudyError: A key is missing, or a value has the wrong type or range.
-        UnknownNameError: A key that is not known; names the nearest known one.
+        UnknownNameError: A key that is not known; names the nearest known one. Neither a file nor a
+            name.
     """
-    path = Path(path)
+    path, name = Path(path), str(path)
+    shipped = shipped_studies()
+    if not path.is_file() and name in shipped:
+        return load_shipped(name)
+    if not path.exists() and re.fullmatch(r"[\w-][\w.-]*", name) and not _NAMES_A_FILE.search(name):
+        near = difflib.get_close_matches(name, shipped, n=1, cutoff=0)
+        raise UnknownNameError(
+            f"a study must be a YAML file or the name of one that ships, {name!r} is neither "
+            f"(did you mean {near[0]!r}?): `saelign studies` lists them"
+        )
     if path.is_dir():
         raise MissingFileError(
             f"a study must be a file, {path} is a folder: give the YAML file in it"
         )
     if not path.is_file():
         raise MissingFileError(f"a study file must be there to be read, {path} is not")
+    return read_study(_content(path), folder=path.parent.resolve())
+
+
+def shipped_studies() -> dict[str, Path]:
+    """The files of the studies that ship, by name."""
+    return {path.stem: path for path in sorted(SHIPPED.glob("*.yaml"))}
+
+
+def load_shipped(name: str) -> Study:
+    """A study that ships, whatever files there are; its relative paths start here."""
+    return read_study(_content(shipped_studies()[name]), folder=Path.cwd())
+
+
+def _content(path: Path) -> Any:
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), Loader=StrictLoader)
+        return yaml.load(path.read_text(encoding="utf-8"), Loader=StrictLoader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise FormatError(f"{path} must be a YAML file: {told_yaml_error(error)}") from error
-    return read_study(content, folder=path.parent.resolve())
 
 
 def read_study(content: object, *, folder: Path) -> Study:
@@ -352,8 +400,9 @@ def read_study(content: object, *, folder: Path) -> Study:
         content["measures"] = [spelled_out(m) for m in listed(content["measures"], "measures")]
     if "controls" in content:
         content["controls"] = named_controls(listed(content["controls"], "controls"))
-    if content.get("folder") is not None:
-        raise UnknownNameError.of("key of study", "folder", study_keys(Study))
+    for key in NOT_KEYS:
+        if content.get(key) is not None:
+            raise UnknownNameError.of("key of study", key, study_keys(Study))
     study = dataclasses.replace(read_value(Study, content, "study"), folder=folder)
     check_study(study)
     return study
@@ -400,7 +449,7 @@ def named_controls(controls: list[Any]) -> dict[str, Any]:
 def study_keys(kind: type) -> list[str]:
     """The keys that a part of a study may have."""
     names = [f.name for f in dataclasses.fields(kind)]
-    return ["saelign", *(n for n in names if n != "folder")] if kind is Study else names
+    return ["saelign", *(n for n in names if n not in NOT_KEYS)] if kind is Study else names
 
 
 def read_value(kind: Any, value: object, where: str) -> Any:
@@ -570,6 +619,7 @@ def check_text(text: TextStudy) -> None:
         ("documents", text.documents, 1),
         ("tokens", text.tokens, 1_000),
         ("context_length", text.context_length, 2),
+        ("contexts_per_document", text.contexts_per_document, 1),
     ):
         if isinstance(value, int) and value < least:
             raise StudyError(f"text.{where} must be at least {least:,}, got {value}")
@@ -578,6 +628,11 @@ def check_text(text: TextStudy) -> None:
         raise StudyError(
             "text.documents must be a number where a data set is streamed, got all: say how many "
             "to read, or leave streaming out"
+        )
+    if text.across_documents and text.contexts_per_document != "all":
+        raise StudyError(
+            "text.contexts_per_document must be left out where contexts are filled across "
+            f"documents, got {text.contexts_per_document}: leave one of the two out"
         )
 
 
@@ -636,7 +691,8 @@ def check_controls(study: Study) -> None:
 def study_mapping(study: Study) -> dict[str, Any]:
     """The study as a mapping that `read_study` reads back to the same study."""
     content = dataclasses.asdict(study)
-    del content["folder"]
+    for key in NOT_KEYS:
+        del content[key]
     content["measures"] = [{m.name: m.written} if m.written else m.name for m in study.measures]
     content["controls"] = study.controls.asked
     return {"saelign": FORMAT, **content}

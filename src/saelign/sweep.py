@@ -203,7 +203,7 @@ def check_models(study: Study) -> None:
         StudyError: Its SAEs would be the same on both.
     """
     a, b = study.model_a, study.model_b
-    places = [(model_name(m, study.folder), m.revision, m.place) for m in (a, b)]
+    places = [(model_name(m, study.places), m.revision, m.place) for m in (a, b)]
     if places[0] == places[1]:
         raise StudyError(
             f"a sweep must compare two models, both are {a.name} at the same site: their "
@@ -262,6 +262,7 @@ def recipe_of(
         k=combination.k,
         seed=combination.train_seed,
         folder=study.folder,
+        models_from=study.models_from,
     )
 
 

@@ -5,6 +5,7 @@ import json
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 EPILOG = """examples:
@@ -12,12 +13,16 @@ EPILOG = """examples:
   saelign sweep study.yaml --widths 4096 --ks 32 --train-text books.txt --out robust"""
 
 
-def add_sweep(commands: Any, progress: Callable[[], Any]) -> None:
+def add_sweep(
+    commands: Any, progress: Callable[[], Any], *, memory_help: str, models_from_help: str
+) -> None:
     """Give a command line the command `sweep`.
 
     Args:
         commands: What `add_subparsers` gave.
         progress: Gives a context in which progress is told.
+        memory_help: What it says of `--memory`.
+        models_from_help: What it says of `--models-from`.
     """
     told = "train SAEs of several widths, k and seeds, and see how a study's result moves"
     sub = commands.add_parser(
@@ -27,7 +32,11 @@ def add_sweep(commands: Any, progress: Callable[[], Any]) -> None:
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    sub.add_argument("study", metavar="STUDY", help="a study file (YAML); its SAEs are replaced")
+    sub.add_argument(
+        "study",
+        metavar="STUDY",
+        help="a study file (YAML), or the name of one that ships; its SAEs are replaced",
+    )
     sub.add_argument(
         "--widths", metavar="N,N", type=numbers, required=True, help="features of an SAE"
     )
@@ -58,7 +67,8 @@ def add_sweep(commands: Any, progress: Callable[[], Any]) -> None:
     )
     sub.add_argument("--out", metavar="DIR", required=True, help="the sweep's folder")
     sub.add_argument("--matching", metavar="NAME", help="print this matching (default: the first)")
-    sub.add_argument("--memory", metavar="SIZE", help="memory it may take, such as 8GiB")
+    sub.add_argument("--memory", metavar="SIZE", help=memory_help)
+    sub.add_argument("--models-from", metavar="DIR", type=Path, help=models_from_help)
     sub.add_argument("--json", action="store_true", help="print the result as JSON")
     sub.set_defaults(call=lambda options: sweep_command(options, progress))
 
@@ -75,13 +85,11 @@ def numbers(text: str) -> list[int]:
 
 def sweep_command(options: argparse.Namespace, progress: Callable[[], Any]) -> None:
     """`saelign sweep`."""
-    from pathlib import Path
-
     from saelign.errors import UnknownNameError
     from saelign.study import TextStudy, load_study
     from saelign.sweep import sweep
 
-    study = load_study(options.study)
+    study = replace(load_study(options.study), models_from=options.models_from)
     if options.matching is not None and options.matching not in study.matching:
         raise UnknownNameError.of("matching of this study", options.matching, study.matching)
     text = None

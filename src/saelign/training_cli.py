@@ -18,13 +18,16 @@ EPILOG = """examples:
     --tokens all --untrained 0 --out saes-of-the-twin"""
 
 
-def add_train_sae(commands: Any, progress: Callable[[], Any], *, memory_help: str) -> None:
+def add_train_sae(
+    commands: Any, progress: Callable[[], Any], *, memory_help: str, models_from_help: str
+) -> None:
     """Give a command line the command `train-sae`.
 
     Args:
         commands: What `add_subparsers` gave.
         progress: Gives a context in which progress is told.
         memory_help: What it says of `--memory`.
+        models_from_help: What it says of `--models-from`.
     """
     from saelign.sites import SITES
 
@@ -59,6 +62,7 @@ def add_train_sae(commands: Any, progress: Callable[[], Any], *, memory_help: st
         help="train on the model's untrained twin, its weights drawn with this seed",
     )
     sub.add_argument("--memory", metavar="SIZE", help=memory_help)
+    sub.add_argument("--models-from", metavar="DIR", type=Path, help=models_from_help)
     sub.add_argument("--json", action="store_true", help="print the result as JSON")
 
     text = sub.add_argument_group("text, read as a study reads it")
@@ -167,7 +171,7 @@ def recipe_of(options: argparse.Namespace) -> "TrainingRecipe":
             documents=options.documents,
         ),
         **{key: getattr(options, key) for key in ("width", "k", "seed", "untrained", "epochs")},
-        **{key: getattr(options, key) for key in ("batch_tokens", "learning_rate")},
+        **{key: getattr(options, key) for key in ("batch_tokens", "learning_rate", "models_from")},
     )
 
 

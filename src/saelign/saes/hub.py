@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal, cast
-from urllib.parse import quote, unquote
+from urllib.parse import quote
 
 from saelign.errors import (
     DamagedError,
@@ -23,19 +23,14 @@ from saelign.errors import (
     MissingFileError,
     SaelignError,
     StorageError,
-    StudyError,
 )
-from saelign.locations import HUB
+from saelign.locations import HUB, hub_place
 
 _RETRIES = 2  # of a request, after one second and after two more
 _WINDOW = (
     8192  # bytes asked for at once: the header of an SAE's safetensors file is a quarter of it
 )
 _COMMIT = re.compile(r"[0-9a-f]{40}")
-_LOCATION = re.compile(
-    r"hf://(?P<name>\w[\w.-]*/\w[\w.-]*)(@(?P<revision>[^/]+))?(/(?P<path>.*))?", re.ASCII
-)
-_OTHER_TYPES = ("buckets", "datasets", "kernels", "models", "spaces")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -217,37 +212,24 @@ def locate(location: str) -> HubPath:
     """The place on the hub, its revision resolved to a commit (once a process).
 
     Args:
-        location: `hf://OWNER/NAME[@REVISION]/FOLDER`; signs that a revision or folder cannot be
-            written with stand as `%2F`.
+        location: As of `hub_place`.
 
     Raises:
         StudyError: It is none such.
         MissingFileError: No such repository, or no such revision of it.
         HubError: The hub cannot be reached or does not let one in; offline, not in the cache.
     """
-    found = _LOCATION.fullmatch(location)
-    revision = "main" if found is None or found["revision"] is None else unquote(found["revision"])
-    path = "" if found is None else unquote(found["path"] or "").strip("/")
-    parts = [*path.split("/"), *revision.split("/")] if path else revision.split("/")
-    if found is None or ".." in revision or any(part in ("", ".", "..") for part in parts):
-        raise StudyError(
-            f"a place on a hub must be {HUB}OWNER/NAME[@REVISION]/FOLDER, got {location!r}"
-        )
-    if found["name"].split("/")[0] in _OTHER_TYPES:
-        raise StudyError(
-            f"a place on a hub must be in a repository of models, {HUB}OWNER/NAME/FOLDER, "
-            f"got {location!r}"
-        )
+    place = hub_place(location)
     from huggingface_hub import constants
 
     repository = _repository(
         endpoint=constants.ENDPOINT,
         cache_folder=Path(constants.HF_HUB_CACHE),
-        name=found["name"],
-        revision=revision,
+        name=place.repository,
+        revision=place.revision,
         is_offline=bool(constants.HF_HUB_OFFLINE),
     )
-    return HubPath(repository, path)
+    return HubPath(repository, place.path)
 
 
 def look(repository: Repository, paths: Iterable[HubPath]) -> None:

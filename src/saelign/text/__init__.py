@@ -1,7 +1,7 @@
 """Documents -> tokens: what both models read, and which positions count."""
 
 from saelign.text.alignment import AlignedTokens, align, draw_aligned, pieces_kept
-from saelign.text.sources import STANDARD_INPUT, DatasetSource, read_documents
+from saelign.text.sources import STANDARD_INPUT, DatasetSource, at_commit, read_documents
 from saelign.text.tokens import (
     MIN_TOKENS,
     Tokenizer,
@@ -26,6 +26,7 @@ __all__ = [
     "Tokens",
     "Words",
     "align",
+    "at_commit",
     "check_same_tokenizer",
     "context_frame",
     "draw",

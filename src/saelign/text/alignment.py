@@ -71,6 +71,7 @@ def align(
     tokenizer_b: Tokenizer,
     *,
     context_length: int,
+    contexts_per_document: int | None = None,
     mask_special: bool = True,
     mask_first: bool = True,
 ) -> AlignedTokens:
@@ -84,6 +85,8 @@ def align(
         tokenizer_a: Of A; it must tell which characters a token stands for.
         tokenizer_b: Of B.
         context_length: Positions of a context, special tokens at its edges included.
+        contexts_per_document: Take the first so many of each document at most; all if None. The
+            coverage is that of all the text.
         mask_special: Leave units with a special token out of what counts.
         mask_first: Leave a unit with the first position of a context out.
 
@@ -105,7 +108,7 @@ def align(
     for index, text in enumerate(documents):
         read = [_with_places(tokenizer, text) for tokenizer in tokenizers]
         units = units_of_text(text, read[0], read[1])
-        at = [0, 0]
+        at, first = [0, 0], len(contexts)
         open_: tuple[list[int], list[int], Pieces] = ([], [], [])
         n_characters += _n_visible(text, 0, len(text))
         for pieces, start, stop in units:
@@ -126,6 +129,8 @@ def align(
         if open_[2]:
             contexts.append(open_)
             document.append(index)
+        if contexts_per_document is not None:
+            del contexts[first + contexts_per_document :], document[first + contexts_per_document :]
     if not n_units:
         raise TextError("text must hold at least one token, got none")
     coverage = Coverage(

@@ -14,7 +14,7 @@ import sys
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from io import BufferedIOBase
 from itertools import islice
@@ -67,6 +67,37 @@ class DatasetSource:
         said = {"config": self.config, "split": self.split, "revision": self.revision}
         told = ", ".join(f"{key} {value!r}" for key, value in said.items() if value is not None)
         return f"data set {self.dataset!r} ({told})"
+
+
+@lru_cache(maxsize=16)
+def at_commit(source: DatasetSource) -> DatasetSource:
+    """The data set at the commit that its revision stands for now, so that it can be told.
+
+    Offline, the folder of that commit in the cache of `huggingface_hub`, which `datasets` itself
+    would not look into. A folder, and what neither hub nor cache tells of, as it is: whoever loads
+    it tells what is wrong.
+    """
+    from huggingface_hub import HfApi, constants
+
+    name, revision = source.dataset, source.revision or "main"
+    if Path(name).is_dir():
+        return source
+    if constants.HF_HUB_OFFLINE:
+        kept = Path(constants.HF_HUB_CACHE) / f"datasets--{name.replace('/', '--')}"
+        ref = kept / "refs" / revision
+        commit = ref.read_text(encoding="utf-8").strip() if ref.is_file() else revision
+        snapshot = kept / "snapshots" / commit
+        if not snapshot.is_dir():
+            return source
+        return replace(source, dataset=str(snapshot), revision=commit)
+    try:
+        with quiet_hub():
+            found = HfApi().dataset_info(
+                name, revision=revision, timeout=constants.HF_HUB_ETAG_TIMEOUT
+            )
+    except Exception:  # by version dozens of classes; to load it fails for the same reason
+        return source
+    return replace(source, revision=found.sha)
 
 
 def read_documents(
@@ -389,20 +420,29 @@ def dataset_batches(
 @contextmanager
 def quiet(library: Any) -> Iterator[None]:
     """Without progress bars in a log, nor word of every retry: one error tells their end."""
-    loggers = [logging.getLogger(name) for name in ("huggingface_hub", "datasets")]
-    levels = [logger.level for logger in loggers]
     has_bars = library.is_progress_bar_enabled() and not sys.stderr.isatty()
-    for logger in loggers:
-        logger.setLevel(logging.CRITICAL)
     if has_bars:
         library.disable_progress_bars()
+    try:
+        with quiet_hub():
+            yield
+    finally:
+        if has_bars:
+            library.enable_progress_bars()
+
+
+@contextmanager
+def quiet_hub() -> Iterator[None]:
+    """Without word of every retry."""
+    loggers = [logging.getLogger(name) for name in ("huggingface_hub", "datasets")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
     try:
         yield
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
-        if has_bars:
-            library.enable_progress_bars()
 
 
 def checked(value: object, where: str, column: str) -> str:

@@ -216,6 +216,7 @@ def tokenize(
     *,
     context_length: int,
     across_documents: bool = False,
+    contexts_per_document: int | None = None,
     add_bos: bool = True,
     mask_special: bool = True,
     mask_first: bool = True,
@@ -231,6 +232,7 @@ def tokenize(
         context_length: Positions of a context, BOS (or CLS and SEP) included.
         across_documents: Fill contexts across documents, with EOS (or SEP) between two. A context
             then counts as a document of its own.
+        contexts_per_document: Take the first so many of each document at most; all if None.
         add_bos: Begin each context with BOS, or frame it with CLS and SEP.
         mask_special: Leave special tokens out of what counts.
         mask_first: Leave the first position of each context out of what counts.
@@ -251,7 +253,8 @@ def tokenize(
     contexts: list[list[int]] = []
     document: list[int] = []
     for index, ids in enumerate(encoded):
-        cut = [start + ids[i : i + room] + end for i in range(0, len(ids), room)]
+        begins = range(0, len(ids), room)[:contexts_per_document]
+        cut = [start + ids[i : i + room] + end for i in begins]
         contexts += cut
         document += [index] * len(cut)
     if not contexts:
