@@ -10,6 +10,7 @@ from typing import Any
 
 from saelign.concepts_cli import add_concepts
 from saelign.errors import SaelignError
+from saelign.published_cli import add_published
 
 EXIT_ERROR = 1
 
@@ -104,6 +105,7 @@ def parser() -> argparse.ArgumentParser:
 
     command("doctor", doctor_command, "tell what this machine can run and what it lacks")
     add_concepts(commands, progress_on_stderr)
+    add_published(commands, progress_on_stderr)
     return top
 
 
