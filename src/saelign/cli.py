@@ -10,6 +10,7 @@ from typing import Any
 
 from saelign.concepts_cli import add_concepts
 from saelign.errors import SaelignError
+from saelign.published_cli import add_published
 from saelign.studies_cli import add_studies
 from saelign.sweep_cli import add_sweep
 from saelign.training_cli import add_train_sae
@@ -119,6 +120,7 @@ def parser() -> argparse.ArgumentParser:
             memory_help=MEMORY_HELP,
             models_from_help=MODELS_FROM_HELP,
         )
+    add_published(commands, progress_on_stderr)
     return top
 
 

@@ -1,8 +1,8 @@
 """The strongest partners of features, by row and by column of correlations nobody keeps."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float64, Int, Int64
@@ -29,6 +29,27 @@ class Strongest:
     similarity_a: Float64[np.ndarray, "feature_a n_best_a"]
     partners_b: Int64[np.ndarray, "feature_b n_best_b"]
     similarity_b: Float64[np.ndarray, "feature_b n_best_b"]
+
+
+@runtime_checkable
+class Candidates(Protocol):
+    """Similarities between features, as the greedy matching asks for them."""
+
+    def strongest(
+        self,
+        features_a: Int64[np.ndarray, "chosen_a"],
+        features_b: Int64[np.ndarray, "chosen_b"],
+        *,
+        n_best_a: int,
+    ) -> Strongest:
+        """The strongest partners that some features have."""
+        ...
+
+    def blocks(
+        self, features_a: Int64[np.ndarray, "chosen_a"], features_b: Int64[np.ndarray, "chosen_b"]
+    ) -> Iterator[tuple[Int64[np.ndarray, "_"], np.ndarray]]:
+        """Similarities between some features, a block of rows at a time."""
+        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

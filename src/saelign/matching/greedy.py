@@ -3,7 +3,8 @@
 import numpy as np
 from jaxtyping import Int64
 
-from saelign.correlation import Correlation, SparseCorrelation, Strongest
+from saelign.correlation import Strongest
+from saelign.correlation.strongest import Candidates
 
 N_LISTED = 32
 """Partners that are listed for each feature at first."""
@@ -13,7 +14,7 @@ SMALL = 2**18
 
 
 def greedy_one_to_one(
-    candidates: Correlation | SparseCorrelation,
+    candidates: Candidates,
     features_a: Int64[np.ndarray, "chosen_a"],
     features_b: Int64[np.ndarray, "chosen_b"],
     *,
@@ -96,7 +97,7 @@ def n_left(
 
 
 def sorted_pairs(
-    candidates: Correlation | SparseCorrelation,
+    candidates: Candidates,
     features_a: Int64[np.ndarray, "chosen_a"],
     features_b: Int64[np.ndarray, "chosen_b"],
     above: float,
