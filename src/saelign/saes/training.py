@@ -3,7 +3,6 @@
 import hashlib
 import json
 import math
-import pickle
 import time
 import uuid
 from collections.abc import Callable
@@ -14,7 +13,8 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Float32, Int64
-from safetensors.torch import save
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save, save_file
 from torch import Tensor
 from torch.nn.functional import embedding_bag, normalize
 
@@ -28,6 +28,7 @@ CHECKPOINT_SECONDS = 60.0
 
 _WARM_UP_STEPS = 50
 _DECAY_SHARE = 0.4  # of the steps, at the end, over which the learning rate falls to zero
+_WEIGHTS, _MOMENTS = ("encoder", "b_enc", "decoder", "b_dec"), ("step", "exp_avg", "exp_avg_sq")
 _REVIVAL_TOKENS, _REVIVAL_SHARE, _REVIVAL_FIRINGS = 51200, 0.75, 5
 _CALIBRATION_FIRINGS = 2
 
@@ -121,10 +122,11 @@ def train_sae(
     order, n_done = np.empty(0, dtype=np.int64), 0
     saved = None if checkpoint is None else _read_checkpoint(checkpoint)
     if saved is not None:
-        trainee.restore(saved["trainee"])
-        order, n_done = saved["order"].numpy(), saved["n_done"]
-        rng.bit_generator.state = json.loads(saved["rng"])
-        started -= saved["seconds"]
+        tensors, about = saved
+        order, n_done = tensors.pop("order").numpy(), about["n_done"]
+        trainee.restore(tensors, about["threshold"])
+        rng.bit_generator.state = about["rng"]
+        started -= about["seconds"]
     last, took = time.monotonic(), 0.0
     for step in range(n_done, n_steps):
         if len(order) < batch_tokens:
@@ -140,15 +142,11 @@ def train_sae(
             trainee.firings.zero_()
         now = time.monotonic()
         if checkpoint is not None and now - last > max(CHECKPOINT_SECONDS, 20 * took):
-            state = {
-                "trainee": trainee.state,
-                "order": torch.from_numpy(order),
-                "n_done": step + 1,
-                "rng": json.dumps(rng.bit_generator.state),
-                "seconds": now - started,
-            }
+            about = {"n_done": step + 1, "threshold": trainee.threshold, "seconds": now - started}
+            about["rng"] = rng.bit_generator.state
+            tensors = {"order": torch.from_numpy(order.copy()), **trainee.tensors}
             with written(checkpoint) as path:
-                torch.save(state, path)
+                save_file(tensors, path, metadata={"about": json.dumps(about)})
             last = time.monotonic()
             took = last - now
         if progress is not None:
@@ -172,7 +170,7 @@ def train_sae(
         layer=layer,
         source=source,
     )
-    return sae, _measured(sae, held_out, time.monotonic() - started)
+    return sae, measured(sae, held_out, time.monotonic() - started)
 
 
 def random_sae(
@@ -285,22 +283,25 @@ class _Trainee:
         self.dtype = torch.bfloat16 if multiplies else torch.float32
 
     @property
-    def state(self) -> dict[str, Any]:
-        """All that changes while it learns."""
-        return {
-            "weights": self.weights,
-            "adam": self.adam.state_dict(),
-            "threshold": self.threshold,
-            "firings": self.firings,
+    def tensors(self) -> dict[str, Tensor]:
+        """All that changes while it learns, but for the threshold."""
+        weights = dict(zip(_WEIGHTS, self.weights, strict=True))
+        moments = {
+            f"{name}.{key}": tensor
+            for name, weight in weights.items()
+            for key, tensor in self.adam.state[weight].items()
         }
+        return {"firings": self.firings, **weights, **moments}
 
-    def restore(self, state: dict[str, Any]) -> None:
-        """Become what `state` was."""
-        for weight, saved in zip(self.weights, state["weights"], strict=True):
-            weight.copy_(saved)
-        self.adam.load_state_dict(state["adam"])
-        self.threshold = state["threshold"]
-        self.firings.copy_(state["firings"])
+    def restore(self, tensors: dict[str, Tensor], threshold: float) -> None:
+        """Become what these were said of."""
+        self.threshold = threshold
+        self.firings.copy_(tensors["firings"])
+        for name, weight in zip(_WEIGHTS, self.weights, strict=True):
+            weight.copy_(tensors[name])
+            self.adam.state[weight] = {
+                key: tensors[f"{name}.{key}"].to(weight.device) for key in _MOMENTS
+            }
 
     def step(
         self, x: Float32[Tensor, "token d_model"], rate: float, *, settled: bool
@@ -389,11 +390,13 @@ def _rows(
     return acts[torch.from_numpy(chosen).to(acts.device)].to(device).float()
 
 
-def _read_checkpoint(path: Path) -> dict[str, Any] | None:
+def _read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
     # What cannot be read, such as after a power cut, is as good as none.
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, EOFError, RuntimeError, ValueError, pickle.UnpicklingError):
+        with safe_open(path, framework="pt") as file:
+            about = json.loads(file.metadata()["about"])
+        return load_file(path), about
+    except (OSError, SafetensorError):
         return None
 
 
@@ -439,7 +442,16 @@ def _jumprelu(**fields: Any) -> SAE:
     )
 
 
-def _measured(sae: SAE, acts: Float[Tensor, "token d_model"], seconds: float) -> TrainingReport:
+def measured(
+    sae: SAE, acts: Float[Tensor, "token d_model"], seconds: float = math.nan
+) -> TrainingReport:
+    """What an SAE is worth on activations, whoever trained it.
+
+    Args:
+        sae: The SAE.
+        acts: Residual streams that it was not trained on.
+        seconds: What its training took; NaN: not known.
+    """
     device = sae.b_dec.device
     firings = torch.zeros(sae.d_sae, dtype=torch.int64, device=device)
     centre = acts[:65536].float().mean(dim=0).to(device)
