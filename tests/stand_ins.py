@@ -1,14 +1,14 @@
 """Small models, SAEs and text in place of those that a shipped study names, laid out as on the hub.
 
 Models are of the same classes with as many blocks and random weights; SAEs lie in the files of
-their release. Decoder rows are drawn independently of everything else, so that whatever is matched,
-matched rows are alike by chance alone; planted, B has A's first blocks and, for the layers that both
-read, A's SAEs with their decoders rotated.
+their release. Decoder rows are drawn independently of everything else, so that whatever is matched
+is alike by chance alone; planted, B has A's first blocks and, for the layers that both read, A's
+SAEs with their decoders rotated.
 """
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,14 +31,14 @@ from transformers import (
 
 from saelign.activations import sample_streams
 from saelign.concepts import load_concept
-from saelign.locations import HUB, Places
+from saelign.locations import Places
 from saelign.models import load_model
 from saelign.saes.formats.saelens import _PUBLISHED_SCALES
 from saelign.study import ModelStudy, Study
 from saelign.text import load_tokenizer, tokenize
 
-D_SAE, N_VOCABULARY = 192, 700
-N_DOCUMENTS, N_WORDS = 1_200, 170
+D_SAE, N_VOCABULARY = 96, 700
+N_DOCUMENTS, N_WORDS = 900, 135
 CONCEPTS = ("Time", "Calendar", "PeopleRoles", "Nature", "Emotions", "MonthNames", "Countries")
 FILLER = "the of a to in for is on that by this with you it not or be are from at as all have new"
 
@@ -105,14 +105,12 @@ KINDS = {
 
 @dataclass
 class Drawn:
-    """An SAE before it is written: f = relu(x W_enc + b_enc) above a threshold or among the k."""
+    """Directions of an SAE; what b_enc and thresholds are follows from its format."""
 
     W_enc: np.ndarray
     W_dec: np.ndarray
     b_dec: np.ndarray
-    mean: np.ndarray
     strongest: np.ndarray
-    others: list[np.ndarray] = field(default_factory=list)
 
 
 def documents(seed: int = 0) -> list[str]:
@@ -154,14 +152,14 @@ def build(study: Study, folder: Path, *, seed: int = 0, planted: bool = False) -
             for layer in saes.keys() & first[1].keys():
                 saes[layer] = _rotated(first[1][layer], rng)
         for layer, sae in saes.items():
-            _write(sae, str(model.sae_location(layer)), model, layer, places, streams[layer])
+            _write(sae, model.sae_location(layer), layer, places, streams[layer])
         seeds = study.controls.seed
         other = None if seeds is None else (seeds.saes_a, seeds.saes_b)[number]
         if other is not None:
             again = replace(model, saes=other)
             for layer, stream in streams.items():
                 drawn = _drawn(stream, rng)
-                _write(drawn, again.sae_location(layer), model, layer, places, stream)
+                _write(drawn, again.sae_location(layer), layer, places, stream)
         first = (made, saes) if first is None else first
     return folder
 
@@ -217,7 +215,7 @@ def _drawn(stream: np.ndarray, rng: np.random.Generator) -> Drawn:
     W_enc[:, 0] = W_dec[0] = strongest
     lowest = ((stream - mean) @ strongest).min()
     b_dec = mean + 1.5 * lowest * strongest  # so that its feature is never silent
-    return Drawn(W_enc, W_dec, b_dec, mean, strongest)
+    return Drawn(W_enc, W_dec, b_dec, strongest)
 
 
 def _directions(rng: np.random.Generator, d_model: int) -> np.ndarray:
@@ -235,9 +233,7 @@ def _rotated(sae: Drawn, rng: np.random.Generator) -> Drawn:
     return replace(sae, W_dec=sae.W_dec @ (basis @ turn @ basis.T))
 
 
-def _write(
-    sae: Drawn, location: str, model: ModelStudy, layer: int, places: Places, stream: np.ndarray
-) -> None:
+def _write(sae: Drawn, location: str, layer: int, places: Places, stream: np.ndarray) -> None:
     """The SAE in the files of its release, each feature active at a twelfth of the tokens."""
     path = Path(places.sae(location))
     b_enc = -sae.b_dec @ sae.W_enc
@@ -259,10 +255,10 @@ def _write(
     elif "sae-pythia" in location:
         # b_dec is taken off first; what is left is compared across features, so all fire alike.
         config = {"expansion_factor": 64, "normalize_decoder": True, "num_latents": D_SAE, "k": 16}
-        config |= {"signed": False, "d_in": len(sae.mean)}
+        config |= {"signed": False, "d_in": len(sae.b_dec)}
         (path / "cfg.json").write_text(json.dumps(config))
-        sparsify = {"encoder.weight": sae.W_enc.T, "encoder.bias": 0.3 - at - b_enc * 0}
-        sparsify["encoder.bias"] = np.where(np.arange(D_SAE) == 0, 0.0, 0.3 - at)
+        bias = np.where(at == 0, 0.0, 0.3 - at)
+        sparsify = {"encoder.weight": sae.W_enc.T, "encoder.bias": bias}
         _save({**sparsify, "W_dec": sae.W_dec, "b_dec": sae.b_dec}, path / "sae.safetensors")
     else:
         said = "/".join(path.parts[-3:])
@@ -271,7 +267,7 @@ def _write(
             "model_name": "gemma-2b", "hook_point": f"blocks.{layer}.hook_resid_post",
             "hook_point_layer": layer, "hook_point_head_index": None, "context_size": 1024,
             "dataset_path": "HuggingFaceFW/fineweb", "is_dataset_tokenized": False,
-            "d_in": len(sae.mean), "d_sae": D_SAE, "expansion_factor": 8, "l1_coefficient": 2.0,
+            "d_in": len(sae.b_dec), "d_sae": D_SAE, "expansion_factor": 8, "l1_coefficient": 2.0,
             "lr": 5e-05, "b_dec_init_method": "zeros", "dtype": "torch.float32",
             "normalize_activations": "none" if scale == 1.0 else "expected_average_only_in",
         }  # fmt: skip
@@ -280,7 +276,6 @@ def _write(
         saelens = {"W_enc": sae.W_enc / scale, "b_enc": np.where(at == 0, 0.0, -at)}
         saelens |= {"W_dec": sae.W_dec * scale, "b_dec": sae.b_dec * scale}
         _save(saelens, path / "sae_weights.safetensors")
-    assert location.startswith(HUB), (model.name, location)
 
 
 def _save(arrays: dict[str, np.ndarray], path: Path) -> None:
