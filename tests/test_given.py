@@ -174,7 +174,7 @@ def demo_side(letter: str, *, layer: int) -> tuple[Given, dict[str, object]]:
     study = demo_study()
     named = getattr(study, f"model_{letter}")
     folder = str(study.folder / named.name)
-    own = load_sae(named.sae_path(layer, study.folder))
+    own = load_sae(named.sae_path(layer, study.places))
 
     class Mine:
         def __init__(self):
@@ -218,7 +218,7 @@ def test_models_and_saes_in_memory_give_what_those_on_disk_give(tmp_path, monkey
             "name": str(FOLDER / getattr(named, f"model_{letter}").name),
             "layers": [layer],
             "tokenizer": "tokenizer",
-            "saes": str(getattr(named, f"model_{letter}").sae_path(layer, named.folder)),
+            "saes": str(getattr(named, f"model_{letter}").sae_path(layer, named.places)),
         }
         for letter, layer in (("a", 2), ("b", 3))
     }

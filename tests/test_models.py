@@ -211,15 +211,20 @@ def test_the_fingerprint_follows_weights_and_configuration(model_folder):
     assert len(set(prints)) == 3
 
 
-def test_a_model_of_the_hub_is_known_by_its_commit(monkeypatch):
-    config = CONFIGS["llama"]()
-    monkeypatch.setattr(
-        "saelign.models.loading.AutoConfig.from_pretrained", lambda *_, **__: config
-    )
+def test_a_model_of_the_hub_is_known_by_its_commit(tmp_path, monkeypatch):
+    """A filled cache, as huggingface_hub lays it out, read offline."""
+    commit = "0123456789abcdef" * 2 + "01234567"
+    kept = tmp_path / "models--some--model"
+    for name in (commit, "no-commit"):
+        CONFIGS["llama"]().save_pretrained(kept / "snapshots" / name)
+    (kept / "refs").mkdir()
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    (kept / "refs" / "main").write_text("no-commit")
     with pytest.raises(ModelError, match=r"'some/model' has no commit on the hub"):
         model_fingerprint("some/model")
-    config._commit_hash = "abc123"
-    assert model_fingerprint("some/model") == "some/model@abc123"
+    (kept / "refs" / "main").write_text(commit)
+    assert model_fingerprint("some/model") == f"some/model@{commit}"
 
 
 def saved(model, folder):

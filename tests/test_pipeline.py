@@ -166,11 +166,11 @@ def test_the_same_saes_in_published_formats_give_the_same_scores(
     finished: Run, store: Path, tmp_path: Path
 ) -> None:
     study = small_study(store, measures=[MeasureStudy(name="rsa")])
-    weights_a = load_file(study.model_a.sae_path(4, study.folder))
+    weights_a = load_file(study.model_a.sae_path(4, study.places))
     scope = tmp_path / "gemma-scope-2b-pt-res" / "layer_4" / "width_16k" / "average_l0_12"
     scope.mkdir(parents=True)
     np.savez(scope / "params.npz", **{n: t.float().numpy() for n, t in weights_a.items()})
-    weights_b = load_file(study.model_b.sae_path(5, study.folder))
+    weights_b = load_file(study.model_b.sae_path(5, study.places))
     trainer = tmp_path / "resid_post_layer_5" / "trainer_0"
     trainer.mkdir(parents=True)
     torch.save(weights_b, trainer / "ae.pt")

@@ -14,6 +14,7 @@ from saelign.errors import (
     StudyError,
     UnknownNameError,
 )
+from saelign.locations import Places
 from saelign.study import load_study, read_study, study_mapping
 from saelign.text import DatasetSource
 
@@ -76,7 +77,7 @@ def test_paths_start_at_the_study_files_folder(tmp_path: Path) -> None:
     path = tmp_path / "study.yaml"
     path.write_text(yaml.safe_dump(MINIMAL))
     study = load_study(path)
-    assert study.model_a.sae_path(3, study.folder) == tmp_path / "a" / "3.safetensors"
+    assert study.model_a.sae_path(3, study.places) == tmp_path / "a" / "3.safetensors"
 
 
 @pytest.mark.parametrize(
@@ -330,7 +331,7 @@ def test_a_concept_may_follow_itself_in_a_phrase() -> None:
 def test_a_layer_without_an_sae_path_is_named() -> None:
     study = read(model_a={"name": "A", "saes": {0: "x", 2: "y"}})
     with pytest.raises(StudyError, match=r"layer 1 has none \(there are: 0, 2\)"):
-        study.model_a.sae_path(1, study.folder)
+        study.model_a.sae_path(1, study.places)
 
 
 @pytest.mark.parametrize(
@@ -362,12 +363,12 @@ def test_a_missing_study_file_is_named(tmp_path: Path) -> None:
 def test_a_place_on_a_hub_and_a_name_of_saelens_are_no_paths(tmp_path: Path) -> None:
     for given in ("hf://google/gemma-scope-2b-pt-res@main/layer_{layer}", "sae_lens:x/{layer}/~"):
         study = read(model_a={"name": "A", "saes": given})
-        assert study.model_a.sae_path(2, tmp_path) == given.replace("{layer}", "2")
+        assert study.model_a.sae_path(2, Places(tmp_path)) == given.replace("{layer}", "2")
     study = read(model_a={"name": "A", "saes": {2: "hf://a/b/c"}})
-    assert study.model_a.sae_path(2, tmp_path) == "hf://a/b/c"
+    assert study.model_a.sae_path(2, Places(tmp_path)) == "hf://a/b/c"
 
 
 def test_a_tilde_is_the_users_home(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/home/ada")
     study = read(model_a={"name": "A", "saes": "~/saes/{layer}"})
-    assert study.model_a.sae_path(2, study.folder) == Path("/home/ada/saes/2")
+    assert study.model_a.sae_path(2, study.places) == Path("/home/ada/saes/2")

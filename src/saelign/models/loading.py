@@ -18,7 +18,8 @@ from transformers import (
     PretrainedConfig,
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING
-from transformers.utils import logging
+from transformers.utils import cached_file, logging
+from transformers.utils.hub import extract_commit_hash
 
 from saelign.errors import ModelError, UnknownNameError
 from saelign.sites import AFTER_BLOCK, Site
@@ -210,10 +211,16 @@ def model_fingerprint(name: str, revision: str | None = None) -> str:
     Raises:
         ModelError: A folder without weights, or a hub name that cannot be resolved.
     """
-    config = load_config(name, revision=revision)
+    load_config(name, revision=revision)
     folder = Path(name)
     if not folder.is_dir():
-        commit = getattr(config, "_commit_hash", None)
+        try:
+            with _silence():  # the configuration of newer transformers does not tell
+                commit = extract_commit_hash(
+                    cached_file(name, "config.json", revision=revision), None
+                )
+        except Exception as error:
+            raise _unloadable(name, error) from error
         if commit is None:
             raise ModelError(
                 f"model {name!r} has no commit on the hub: give a folder, or a revision"

@@ -63,6 +63,13 @@ _SCALED = "expected_average_only_in"
 SCALER = "activation_scaler.json"
 """The scale of the input, beside the weights of a checkpoint of training."""
 
+_PUBLISHED_SCALES = {
+    "jbloom/Gemma-2b-Residual-Stream-SAEs/gemma_2b_blocks.12.hook_resid_post_16384": (
+        0.21381838399317255
+    ),
+}
+"""Scales of the input, by repository and folder, which SAELens' registry has and no file there."""
+
 _SCALING = (
     "an SAE with a fine-tuning scaling factor is not supported, {path} has one: "
     "fold it into the decoder and save the SAE again"
@@ -84,6 +91,7 @@ def inspect(files: Files) -> SaeInfo:
         str(files.config),
         widths,
         scaler if scaler.is_file() else None,
+        has_scale=_published_scale(files) is not None,
     )
 
 
@@ -93,6 +101,8 @@ def inspect_config(
     config: str,
     widths: Callable[[str], tuple[int, int]],
     scaler: Place | None = None,
+    *,
+    has_scale: bool = False,
 ) -> SaeInfo:
     """What a configuration of SAELens says.
 
@@ -102,6 +112,7 @@ def inspect_config(
         config: Where its configuration lies.
         widths: Gives the widths of the model and of an SAE of such architecture.
         scaler: The file with the scale of the input, if there is one.
+        has_scale: Whether the scale is known without one.
 
     Raises:
         FormatError: It needs what its files do not hold, or is of another site.
@@ -120,9 +131,9 @@ def inspect_config(
         raise UnknownNameError.of(f"SAE architecture in {path}:", architecture, ARCHITECTURES)
     if architecture != "topk" and function != "relu":
         raise UnknownNameError.of(f"activation_fn in {path}:", function, ("relu", "topk"))
-    normalize = cfg.get("normalize_activations") or "none"
-    normalize = _SCALED if normalize is True else normalize
-    if normalize == "covariance_whitening" or (normalize == _SCALED and scaler is None):
+    normalize = _normalize(cfg)
+    is_lacking = normalize == _SCALED and scaler is None and not has_scale
+    if normalize == "covariance_whitening" or is_lacking:
         raise FormatError(
             f"{path} normalises its input by {normalize!r}, whose statistics are not in its files: "
             "fold them into the weights with SAELens and save the SAE again"
@@ -132,7 +143,9 @@ def inspect_config(
     beside: tuple[Place, ...] = ()
     if normalize == _SCALED and scaler is not None:
         _scale_in(scaler)
-        normalize, beside = "none", (scaler,)
+        beside = (scaler,)
+    if normalize == _SCALED:
+        normalize = "none"  # folded on loading
     if cfg.get("finetuning_scaling_factor"):
         raise FormatError(_SCALING.format(path=path))
     d_model, d_sae = widths(architecture)
@@ -165,11 +178,23 @@ def load(files: Files, info: SaeInfo, device: str) -> Tensors:
     if scaling is not None and not torch.allclose(scaling, torch.ones_like(scaling)):
         raise FormatError(_SCALING.format(path=files.path))
     tensors = renamed(theirs, _LAYOUTS[info.architecture], info.d_sae)
+    published = _published_scale(files)
     if info.beside:
         tensors = _fold_scale(tensors, _scale_in(info.beside[0]), info)
+    elif published is not None and _normalize(read_config(files)) == _SCALED:
+        tensors = _fold_scale(tensors, published, info)
     if info.architecture == "gated":
         return ungated(tensors)
     return fold_decoder_norms(tensors) if info.rescale_by_decoder_norm else tensors
+
+
+def _normalize(cfg: Mapping[str, Any]) -> Any:
+    normalize = cfg.get("normalize_activations") or "none"
+    return _SCALED if normalize is True else normalize
+
+
+def _published_scale(files: Files) -> float | None:
+    return _PUBLISHED_SCALES.get("/".join(files.weights.absolute().parts[-4:-1]))
 
 
 def _fold_scale(tensors: Tensors, scale: float, info: SaeInfo) -> Tensors:
