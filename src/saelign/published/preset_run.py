@@ -390,7 +390,8 @@ def sae_of(preset: Preset, side: Side, layer: int) -> SAE:
         StudyError: It is another.
     """
     sae = preset.plan.sae_of(side, layer, device=preset.plan.device_of(side))
-    told = preset.run.info["models"][side.key]["saes"][str(layer)]
+    saes = preset.run.info["models"][side.key]["saes"]
+    told = {int(n): about for n, about in saes.items()}[layer]  # JSON made text of the numbers
     if sae.sha256 != told["sha256"]:
         raise StudyError(
             f"SAEs must be those of the run, the one of layer {layer} of model {side.key.upper()} "
