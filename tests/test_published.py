@@ -342,8 +342,8 @@ def name_them(a, b):
 
 def test_what_cannot_be_set_beside_printed_numbers_is_refused(stand_in, tmp_path):
     other = copied(stand_in, tmp_path / "0", models=name_them("gpt2", "EleutherAI/pythia-70m"))
-    with pytest.raises(StudyError, match=r"compares gpt2 with EleutherAI/pythia-70m; published are "
-                       r"EleutherAI/pythia-70m with EleutherAI/pythia-160m .* google/gemma-2-9b "):  # fmt: skip
+    told = r"compares gpt2 with EleutherAI/pythia-70m; published are EleutherAI/pythia-70m with "
+    with pytest.raises(StudyError, match=told + r"EleutherAI/pythia-160m .* google/gemma-2-9b "):
         beside_printed(open_run(other))
     far = copied(stand_in, tmp_path / "1", models=name_them("google/gemma-2b", "google/gemma-2-2b"))
     with pytest.raises(
@@ -506,7 +506,7 @@ def test_every_step_on_the_way_is_that_of_the_words(stand_in, preset):
         layers.append(layer_of(preset, side, layer, reading, streams, {}, {}))
     every = np.arange(D_SAE)
     for layer, codes, tops in zip(layers, told["codes"], told["tops"], strict=True):
-        np.testing.assert_allclose(layer.features.columns(every).numpy(), codes, atol=2e-5)
+        np.testing.assert_allclose(layer.features.codes.columns(every).numpy(), codes, atol=2e-5)
         np.testing.assert_array_equal(layer.features.n_active, (codes > 1e-7).sum(axis=0))
         same = [set(a) == set(b) for a, b in zip(layer.top_tokens, tops, strict=True)]
         assert all(same)
@@ -580,7 +580,7 @@ def test_each_mistake_moves_what_it_is_said_to_move(variants):
     assert (undone["n_pairs"] > start["n_pairs"]).all()
 
 
-def test_feeding_what_enters_the_block_is_reading_the_layer_before(stand_in, preset):
+def test_feeding_what_enters_the_block_is_reading_the_layer_before(preset):
     """The planted off-by-one: SAE L reads, as published, just what mended SAE L reads one below."""
     side = preset.sides[0]
     enters, leaves = Reading(True, True, True), Reading(False, True, True)
@@ -588,9 +588,11 @@ def test_feeding_what_enters_the_block_is_reading_the_layer_before(stand_in, pre
     published = layer_of(preset, side, 3, enters, streams, {}, {})
     moved = layer_of(preset, side, 3, leaves, {3: streams[2]}, {}, {})
     every = np.arange(D_SAE)
-    assert torch.equal(published.features.columns(every), moved.features.columns(every))
+    assert torch.equal(published.features.codes.columns(every), moved.features.codes.columns(every))
     mended = layer_of(preset, side, 3, leaves, streams, {}, {})
-    assert not torch.equal(published.features.columns(every), mended.features.columns(every))
+    assert not torch.equal(
+        published.features.codes.columns(every), mended.features.codes.columns(every)
+    )
 
 
 def test_little_memory_changes_no_number(preset):
@@ -634,10 +636,12 @@ def test_cells_are_kept_and_only_those_that_lack_are_computed(preset, variants, 
     (preset.folder / "cells" / "as_published_a3_b5.json").unlink()
     (preset.folder / "cells" / "as_published_a1_b5.json").write_text('{"key": "of another run"}')
     asked = []
-    monkeypatch.setattr(
-        "saelign.published.preset_run.fill",
-        lambda p, missing, progress: (asked.extend(pair for _, pair in missing), fill(p, missing, progress)),
-    )  # fmt: skip
+
+    def listening(preset, missing, progress):
+        asked.extend(pair for _, pair in missing)
+        fill(preset, missing, progress)
+
+    monkeypatch.setattr("saelign.published.preset_run.fill", listening)
     again = compute(preset, [Published()])
     assert asked == [(1, 5), (3, 5)]
     before = variants[variants["variant"] == "as published"].reset_index(drop=True)
@@ -708,7 +712,8 @@ def test_the_command_computes_the_published_method(stand_in, capsys, variants):
     assert "models and text: as published" in capsys.readouterr().out
 
 
-def test_the_command_shows_the_ladder_of_any_run(stand_in, capsys, variants, tmp_path):
+@pytest.mark.usefixtures("variants")
+def test_the_command_shows_the_ladder_of_any_run(stand_in, capsys, tmp_path):
     folder = copied(stand_in, tmp_path, models=name_them("EleutherAI/pythia-70m", "C"))
     shutil.rmtree(folder / "published")
     assert pair_of(open_run(folder)) is None

@@ -23,7 +23,7 @@ from saelign.nulls import SIGNIFICANCE
 from saelign.pipeline import loader
 from saelign.plan import Plan, Side, check
 from saelign.published.comparison import OURS, SWAPPED, Pair, ours_of, pair_of
-from saelign.published.features import Correlations, Features, columns_of
+from saelign.published.features import Correlations, Features, codes_of
 from saelign.published.mistakes import Published
 from saelign.published.preset import NON_CONCEPT, WINDOW, Draws, ReadLayer, compare_as_published
 from saelign.published.preset import keyword_members as members_by_keyword
@@ -377,8 +377,8 @@ def layer_of(
         rows = None if reading.everywhere else np.flatnonzero(tokens.kept.ravel())
         stream = streams[at(side, layer, reading)]
         n_positions = len(stream) if rows is None else len(rows)
-        columns = columns_of(sae, stream, rows, before_topk=reading.before_topk)
-        features = Features.of(columns, sae.d_sae, n_positions, memory=preset.memory)
+        codes = codes_of(sae, stream, rows, before_topk=reading.before_topk)
+        features = Features.of(codes, sae.d_sae, n_positions, memory=preset.memory)
         known[key] = described(preset, layer, features, sae, rows)
     return known[key]
 
