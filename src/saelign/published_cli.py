@@ -85,7 +85,7 @@ def published_command(options: argparse.Namespace) -> None:
     from saelign.published.report import comparison_tables, preset_tables
 
     parts = [] if found is None else comparison_tables(found)
-    if label is not None:
+    if cells is not None and label is not None:
         parts += preset_tables(cells, label)
     tell(parts)
 
@@ -101,7 +101,7 @@ def with_preset(run: Any, cells: Any, options: argparse.Namespace) -> tuple[Any,
         computed = compute(preset, [how], progress=progress)
     write_csv(computed, str(preset.folder / "cells.csv"))
     if cells is None or not len(cells):
-        cells = own_cells(run, computed)
+        cells = own_cells(preset, computed)
     return beside_computed(cells, computed), how.label
 
 

@@ -185,10 +185,11 @@ def beside_printed(run: Run) -> Comparison:
     pair = check_pair(run)
     ours = ours_of(run, pair)
     printed = [c for c in printed_cells() if (c.model_a, c.model_b) == (pair.model_a, pair.model_b)]
+    ours_at: Mapping[Any, Any] = ours.to_dict(orient="index")
     rows = [
-        {**cell_row(cell, pair), **beside(cell, ours.loc[key])}
+        {**cell_row(cell, pair), **beside(cell, ours_at[key])}
         for cell in printed
-        if (key := cell_key(cell)) in ours.index
+        if (key := cell_key(cell)) in ours_at
     ]
     values = [v for v in printed_values() if (v.model_a, v.model_b) == (pair.model_a, pair.model_b)]
     found = [row for value in values for row in value_rows(value, ours)]
@@ -259,10 +260,9 @@ COMPARED = (
 """Quantities that are printed and that we have."""
 
 
-def beside(cell: PrintedCell, ours: pd.Series) -> dict[str, Any]:
+def beside(cell: PrintedCell, ours: dict[str, Any]) -> dict[str, Any]:
     """Ours of a cell, and ours minus printed."""
-    found = {str(name): value for name, value in ours.items()}
-    return found | {f"{name}_difference": found[name] - getattr(cell, name) for name in COMPARED}
+    return ours | {f"{name}_difference": ours[name] - getattr(cell, name) for name in COMPARED}
 
 
 def ours_of(run: Run, pair: Pair) -> pd.DataFrame:

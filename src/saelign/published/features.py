@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float64, Int, Int64
 from torch import Tensor
 
 from saelign.correlation import Strongest
+from saelign.correlation.moments import add_products
 from saelign.correlation.strongest import named, strongest_of_blocks
 from saelign.saes import SAE
 from saelign.saes.sae import encode, encode_sparse, in_parts
@@ -24,14 +25,27 @@ BYTES_AN_ENTRY = 12
 FEWEST, MOST = 16, 4096
 """Features of a block."""
 
-Columns = Callable[[Int[np.ndarray, "chosen"]], Tensor]
-"""Gives the activations of some features at every position, float32."""
+SPARSE = 0.05
+"""The share of activations that are not zero below which codes are stored and multiplied sparse."""
 
 
-def columns_of(
+@dataclass(frozen=True, slots=True, eq=False)
+class Codes:
+    """What an SAE makes of a layer, at every position that counts.
+
+    Attributes:
+        columns: Gives the activations of some features, float32, dense.
+        stored: All of them, where they are sparse or no feature can be had without the others.
+    """
+
+    columns: Callable[[Int[np.ndarray, "chosen"]], Tensor]
+    stored: sp.csc_array | None
+
+
+def codes_of(
     sae: SAE, stream: np.ndarray, rows: Int[np.ndarray, "position"] | None, *, before_topk: bool
-) -> Columns:
-    """What gives the activations of some of an SAE's features, encoded as they are asked for.
+) -> Codes:
+    """What an SAE makes of a layer: stored if sparse or after TopK, else encoded when asked for.
 
     Args:
         sae: The SAE.
@@ -39,43 +53,40 @@ def columns_of(
         rows: Which positions; all if None.
         before_topk: Whether the codes of a TopK SAE are those before TopK, after ReLU.
     """
+    device = sae.W_dec.device
 
     def read() -> Tensor:
         x = np.array(stream if rows is None else stream[rows], dtype=np.float32)
-        return torch.from_numpy(x).to(sae.W_dec.device)
+        return torch.from_numpy(x).to(device)
 
-    if sae.encoder is None and (sae.k is None or before_topk):
+    if before_topk and sae.encoder is None:
+        sae = replace(sae, k=None)
+    parts = in_parts(sae, read())
+    sample = encode_sparse(sae, parts[len(parts) // 2])
+    if sae.k is not None or sae.encoder is not None or sample[0].mean() < SPARSE * sae.d_sae:
+        counts, features, values = zip(*(encode_sparse(sae, part) for part in parts), strict=True)
+        indptr = np.concatenate([[0], np.cumsum(np.concatenate(counts))])
+        by_position = sp.csr_array(
+            (np.concatenate(values), np.concatenate(features), indptr),
+            shape=(len(indptr) - 1, sae.d_sae),
+        )
+        stored = sp.csc_array(by_position)
+        return Codes(lambda some: torch.from_numpy(stored[:, some].toarray()).to(device), stored)
 
-        def some(features: Int[np.ndarray, "chosen"]) -> Tensor:
-            at = torch.from_numpy(features).to(sae.W_dec.device)
-            assert sae.W_enc is not None
-            assert sae.b_enc is not None
-            part = replace(
-                sae,
-                W_enc=sae.W_enc[:, at].contiguous(),
-                b_enc=sae.b_enc[at],
-                W_dec=sae.W_dec[at],
-                threshold=None if sae.threshold is None else sae.threshold[at],
-                k=None,
-            )
-            return encode(part, read())
+    def some(features: Int[np.ndarray, "chosen"]) -> Tensor:
+        at = torch.from_numpy(features).to(device)
+        assert sae.W_enc is not None
+        assert sae.b_enc is not None
+        part = replace(
+            sae,
+            W_enc=sae.W_enc[:, at].contiguous(),
+            b_enc=sae.b_enc[at],
+            W_dec=sae.W_dec[at],
+            threshold=None if sae.threshold is None else sae.threshold[at],
+        )
+        return encode(part, read())
 
-        return some
-    counts, features, values = [], [], []
-    for part in in_parts(sae, read()):
-        of_part = encode_sparse(sae, part)
-        for whole, piece in zip((counts, features, values), of_part, strict=True):
-            whole.append(piece)
-    indptr = np.concatenate([[0], np.cumsum(np.concatenate(counts))])
-    shape = (len(indptr) - 1, sae.d_sae)
-    by_feature = sp.csr_array(
-        (np.concatenate(values), np.concatenate(features), indptr), shape=shape
-    ).tocsc()
-
-    def stored(features: Int[np.ndarray, "chosen"]) -> Tensor:
-        return torch.from_numpy(by_feature[:, features].toarray()).to(sae.W_dec.device)
-
-    return stored
+    return Codes(some, None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -83,7 +94,7 @@ class Features:
     """A layer's features over some positions.
 
     Attributes:
-        columns: Gives their activations.
+        codes: Their activations.
         n_positions: How many positions.
         n_active: At how many each is active.
         mean: Their mean activation.
@@ -91,7 +102,7 @@ class Features:
         top: The positions of the five largest activations, ties by position; zeros count.
     """
 
-    columns: Columns
+    codes: Codes
     n_positions: int
     n_active: Int64[np.ndarray, "feature"]
     mean: Float64[np.ndarray, "feature"]
@@ -99,12 +110,12 @@ class Features:
     top: Int64[np.ndarray, "feature 5"]
 
     @classmethod
-    def of(cls, columns: Columns, n_features: int, n_positions: int, *, memory: int) -> "Features":
+    def of(cls, codes: Codes, n_features: int, n_positions: int, *, memory: int) -> "Features":
         """What is to be known of each feature alone, in one pass."""
         width = block_width(n_positions, memory)
         n_active, mean, sd, top = [], [], [], []
         for start in range(0, n_features, width):
-            acts = columns(np.arange(start, min(start + width, n_features)))
+            acts = codes.columns(np.arange(start, min(start + width, n_features)))
             exact = acts.double()
             of_block = exact.mean(dim=0)
             spread = exact.std(dim=0)
@@ -115,7 +126,7 @@ class Features:
             sd.append(spread.cpu().numpy())
             top.append(top_positions(acts.T.contiguous().cpu().numpy()))
         return cls(
-            columns=columns,
+            codes=codes,
             n_positions=n_positions,
             n_active=np.concatenate(n_active).astype(np.int64),
             mean=np.concatenate(mean),
@@ -125,7 +136,7 @@ class Features:
 
     def standardised(self, features: Int[np.ndarray, "chosen"]) -> Tensor:
         """z-scores of some features as published: 1e-8 beside the standard deviation."""
-        acts = self.columns(features).double()
+        acts = self.codes.columns(features).double()
         mean, sd = (
             torch.from_numpy(values[features]).to(acts.device) for values in (self.mean, self.sd)
         )
@@ -207,6 +218,9 @@ class Correlations:
         self, features_a: Int64[np.ndarray, "chosen_a"], features_b: Int64[np.ndarray, "chosen_b"]
     ) -> Iterator[tuple[Int64[np.ndarray, "_"], Float64[np.ndarray, "_ chosen_b"]]]:
         """Products of z-scores as published, divided by n."""
+        if self.a.codes.stored is not None and self.b.codes.stored is not None:
+            yield from self.computed_sparse(features_a, features_b)
+            return
         for rows in self.parts(features_a):
             of_a = self.a.standardised(rows).T
             block = np.empty((len(rows), len(features_b)))
@@ -216,6 +230,26 @@ class Correlations:
                 stop = start + len(columns)
                 block[:, start:stop] = (products / self.a.n_positions).cpu().numpy()
                 start = stop
+            yield rows, block
+
+    def computed_sparse(
+        self, features_a: Int64[np.ndarray, "chosen_a"], features_b: Int64[np.ndarray, "chosen_b"]
+    ) -> Iterator[tuple[Int64[np.ndarray, "_"], Float64[np.ndarray, "_ chosen_b"]]]:
+        """The same from stored codes: the products of means are taken off those of activations."""
+        in_a, in_b = self.a.codes.stored, self.b.codes.stored
+        assert in_a is not None
+        assert in_b is not None
+        in_b = sp.csr_array(in_b[:, features_b])
+        mean_b, sd_b = self.b.mean[features_b], self.b.sd[features_b] + EPSILON
+        for rows in self.parts(features_a):
+            block = np.zeros((len(rows), len(features_b)))
+            add_products(sp.csc_array(in_a[:, rows]), in_b, block)
+            block /= self.a.n_positions
+            block -= np.outer(self.a.mean[rows], mean_b)
+            block /= (self.a.sd[rows] + EPSILON)[:, None]
+            block /= sd_b
+            block[self.a.is_constant[rows]] = 0  # but for rounding they are
+            block[:, self.b.is_constant[features_b]] = 0
             yield rows, block
 
     def scaled(

@@ -106,12 +106,12 @@ def compare_as_published(
         subspace: `all`, or a concept: matched inside, without the filter on correlation.
     """
     correlations.exactly(exact=not how.makes("z"))
-    chosen = [features_taking_part(how, side, draws, subspace) for side in (a, b)]
-    pairs = matched(how, correlations, *chosen, matching)
+    in_a, in_b = (features_taking_part(how, side, draws, subspace) for side in (a, b))
+    pairs = matched(how, correlations, in_a, in_b, matching)
     kept = surviving(how, pairs, a, b, matching, min_correlation=0.1 if subspace == ALL else None)
     row: dict[str, Any] = {
-        "n_features_a": len(chosen[0]),
-        "n_features_b": len(chosen[1]),
+        "n_features_a": len(in_a),
+        "n_features_b": len(in_b),
         "n_pairs": len(kept),
         "mean_corr_all": mean(pairs["correlation"]),
         "mean_corr_kept": mean(kept["correlation"]),

@@ -18,12 +18,12 @@ from saelign.errors import DamagedError, MissingFileError, StudyError
 from saelign.features import is_non_concept
 from saelign.files import written
 from saelign.forecast import memory_limit
-from saelign.models import find_blocks, streams_at
+from saelign.models import d_model, find_blocks, streams_at
 from saelign.nulls import SIGNIFICANCE
 from saelign.pipeline import loader
 from saelign.plan import Plan, Side, check
 from saelign.published.comparison import OURS, SWAPPED, Pair, ours_of, pair_of
-from saelign.published.features import Correlations, Features, columns_of
+from saelign.published.features import Correlations, Features, codes_of
 from saelign.published.mistakes import Published
 from saelign.published.preset import NON_CONCEPT, WINDOW, Draws, ReadLayer, compare_as_published
 from saelign.published.preset import keyword_members as members_by_keyword
@@ -304,10 +304,10 @@ def read_rows(preset: Preset, how: Published, pair: tuple[int, int]) -> list[dic
         subspaces = {row["subspace"] for row in content["rows"]}
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    lacking = {concept.name for concept in preset.concepts} - subspaces
-    if content.get("key") != preset.key or lacking:
+    wanted = {subspace for _, subspace in asked(preset)}
+    if content.get("key") != preset.key or not wanted <= subspaces:
         return None
-    return [{"variant": how.label, **row} for row in content["rows"]]
+    return [{"variant": how.label, **row} for row in content["rows"] if row["subspace"] in wanted]
 
 
 def write_rows(
@@ -329,12 +329,12 @@ def read_streams(
     paths = {n: folder / f"{preset.key[:16]}_{side.key}_{n}.npy" for n in blocks}
     lacking = [n for n, path in paths.items() if not path.is_file()]
     if lacking:
-        model = loader(preset.plan, side)()
+        model: Any = loader(preset.plan, side)()
         found = find_blocks(model, side.model.blocks)
-        reads = next(iter(model.get_input_embeddings().parameters())).device  # type: ignore[attr-defined]
+        reads = next(iter(model.get_input_embeddings().parameters())).device
         n_contexts, length = tokens.input_ids.shape
         batch = max(1, BATCH_TOKENS // length)
-        width = model.config.hidden_size  # type: ignore[union-attr]
+        width = d_model(model.config)
         folder.mkdir(parents=True, exist_ok=True)
         partial = {n: path.with_suffix(".partial.npy") for n, path in paths.items() if n in lacking}
         maps = {
@@ -377,8 +377,8 @@ def layer_of(
         rows = None if reading.everywhere else np.flatnonzero(tokens.kept.ravel())
         stream = streams[at(side, layer, reading)]
         n_positions = len(stream) if rows is None else len(rows)
-        columns = columns_of(sae, stream, rows, before_topk=reading.before_topk)
-        features = Features.of(columns, sae.d_sae, n_positions, memory=preset.memory)
+        codes = codes_of(sae, stream, rows, before_topk=reading.before_topk)
+        features = Features.of(codes, sae.d_sae, n_positions, memory=preset.memory)
         known[key] = described(preset, layer, features, sae, rows)
     return known[key]
 
@@ -390,7 +390,8 @@ def sae_of(preset: Preset, side: Side, layer: int) -> SAE:
         StudyError: It is another.
     """
     sae = preset.plan.sae_of(side, layer, device=preset.plan.device_of(side))
-    told = preset.run.info["models"][side.key]["saes"][str(layer)]
+    saes = preset.run.info["models"][side.key]["saes"]
+    told = {int(n): about for n, about in saes.items()}[layer]  # JSON made text of the numbers
     if sae.sha256 != told["sha256"]:
         raise StudyError(
             f"SAEs must be those of the run, the one of layer {layer} of model {side.key.upper()} "
@@ -460,16 +461,13 @@ def beside_computed(table: pd.DataFrame, computed: pd.DataFrame) -> pd.DataFrame
     return found
 
 
-def own_cells(run: Run, computed: pd.DataFrame) -> pd.DataFrame:
-    """The cells of a run of which nothing was printed: ours alone."""
-    pair = Pair(
-        model_a=str(run.info["models"]["a"]["name"]),
-        model_b=str(run.info["models"]["b"]["name"]),
-        is_swapped=False,
-    )
+def own_cells(preset: Preset, computed: pd.DataFrame) -> pd.DataFrame:
+    """The cells of a run of whose layer pairs nothing was printed: ours alone."""
+    names = (str(preset.run.info["models"][side]["name"]) for side in ("a", "b"))
+    pair = preset.pair or Pair(model_a=next(names), model_b=next(names), is_swapped=False)
     cells = computed[KEYS].drop_duplicates().reset_index(drop=True)
     at = pd.MultiIndex.from_frame(cells.assign(subspace=cells["subspace"].map(plain)))
-    ours = ours_of(run, pair).reindex(at).set_axis(cells.index)
+    ours = ours_of(preset.run, pair).reindex(at).set_axis(cells.index)
     return pd.concat([cells, ours], axis=1)
 
 

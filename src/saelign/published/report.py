@@ -227,6 +227,6 @@ def numbers(row: Any, *names: str) -> list[str]:
     return [brief(float(row[name])) for name in names]
 
 
-def whole(value: float) -> str:
+def whole(value: Any) -> str:
     """A count."""
     return "-" if np.isnan(value) else f"{value:,.0f}"
