@@ -1,11 +1,12 @@
-"""Train the demo's tokenizer and two language models from a text file and a seed.
+"""Train the demo's tokenizers and three language models from a text file and a seed.
 
-    python scripts/train_demo_models.py train.txt.xz heldout.txt.xz OUT [A] [B]
+    python scripts/train_demo_models.py train.txt.xz heldout.txt.xz OUT [A] [B] [C]
 
-Documents are parted by blank lines. Writes OUT/tokenizer, OUT/A and OUT/B in the layout of
-transformers, each with `training.json`: settings, versions, and the held-out loss as it fell. A
-killed run goes on from its last checkpoint. Matrices learn by Muon, all else by AdamW, in bfloat16
-where the hardware multiplies it; on two cores of a laptop B takes an hour, A a quarter of one.
+Documents are parted by blank lines. Writes OUT/tokenizer (of A and B), OUT/tokenizer_C, OUT/A,
+OUT/B and OUT/C in the layout of transformers, each model with `training.json`: settings, versions,
+and the held-out loss as it fell. A killed run goes on from its last checkpoint. Matrices learn by
+Muon, all else by AdamW, in bfloat16 where the hardware multiplies it; on two cores of a laptop B
+takes an hour, A a quarter of one, C less.
 """
 
 import json
@@ -20,13 +21,22 @@ import numpy as np
 import tokenizers
 import torch
 import transformers
-from tokenizers import decoders, pre_tokenizers, trainers
-from tokenizers.models import BPE
+from tokenizers import decoders, normalizers, pre_tokenizers, trainers
+from tokenizers.models import BPE, Unigram
 from torch import Tensor
-from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    GPTNeoXConfig,
+    GPTNeoXForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 
 VOCABULARY = 6144
 BOS = "<|endoftext|>"
+UNIGRAM_VOCABULARY = 4096
+UNIGRAM_EVERY = 5  # of the documents every fifth is enough to choose its pieces by
 CONTEXT = 128
 EVALUATE_EVERY = 500_000
 CHECKPOINT_EVERY = 400
@@ -38,6 +48,8 @@ class Recipe:
 
     Attributes:
         n_tokens: Tokens seen, counted with repetition.
+        family: The class of the model, a key of `NEW`.
+        tokenizer: Its folder, a key of `TOKENIZERS`.
         batch: Contexts a step.
     """
 
@@ -46,6 +58,8 @@ class Recipe:
     n_heads: int
     n_tokens: int
     seed: int
+    family: str = "GPT-NeoX"
+    tokenizer: str = "tokenizer"
     batch: int = 16
     lr_matrices: float = 0.02
     lr_embedding: float = 8e-3
@@ -57,7 +71,11 @@ class Recipe:
 RECIPES = {
     "A": Recipe(n_layers=6, d_model=128, n_heads=4, n_tokens=10_000_000, seed=1),
     "B": Recipe(n_layers=8, d_model=256, n_heads=8, n_tokens=12_000_000, seed=2),
-}
+    "C": Recipe(
+        n_layers=4, d_model=128, n_heads=4, n_tokens=2_000_000, seed=3,
+        family="Llama", tokenizer="tokenizer_C",
+    ),
+}  # fmt: skip
 
 
 def read_documents(path: Path) -> list[str]:
@@ -67,28 +85,67 @@ def read_documents(path: Path) -> list[str]:
         return file.read().split("\n\n")
 
 
-def train_tokenizer(documents: list[str], folder: Path) -> PreTrainedTokenizerFast:
-    """A byte-level BPE with single digits; made once, then read."""
-    if not (folder / "tokenizer.json").exists():
-        bpe = tokenizers.Tokenizer(BPE())
-        bpe.pre_tokenizer = pre_tokenizers.Sequence(
-            [
-                pre_tokenizers.Digits(individual_digits=True),
-                pre_tokenizers.ByteLevel(add_prefix_space=False),
-            ]
-        )
-        bpe.decoder = decoders.ByteLevel()
-        trainer = trainers.BpeTrainer(
-            vocab_size=VOCABULARY,
-            special_tokens=[BOS],
-            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-            show_progress=False,
-        )
-        bpe.train_from_iterator(documents, trainer)
-        PreTrainedTokenizerFast(
-            tokenizer_object=bpe, bos_token=BOS, eos_token=BOS, pad_token=BOS
-        ).save_pretrained(folder)
-    return PreTrainedTokenizerFast.from_pretrained(folder)
+def byte_level(documents: list[str]) -> PreTrainedTokenizerFast:
+    """A byte-level BPE with single digits."""
+    bpe = tokenizers.Tokenizer(BPE())
+    bpe.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Digits(individual_digits=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+        ]
+    )
+    bpe.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY,
+        special_tokens=[BOS],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    bpe.train_from_iterator(documents, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=bpe, bos_token=BOS, eos_token=BOS, pad_token=BOS
+    )
+
+
+def unigram(documents: list[str]) -> PreTrainedTokenizerFast:
+    """As SentencePiece makes them: unigram pieces with `▁` for blanks, bytes for what is rare."""
+    core = tokenizers.Tokenizer(Unigram())
+    core.normalizer = normalizers.NFKC()
+    core.pre_tokenizer = pre_tokenizers.Metaspace()
+    special = ["<unk>", "<s>", "</s>"]
+    trainer = trainers.UnigramTrainer(
+        vocab_size=UNIGRAM_VOCABULARY - 256,
+        special_tokens=special,
+        unk_token="<unk>",
+        show_progress=False,
+    )
+    core.train_from_iterator(documents[::UNIGRAM_EVERY], trainer)
+    learnt = json.loads(core.to_str())["model"]["vocab"]
+    n_special = len(special)
+    pieces = [
+        *learnt[:n_special],
+        *([f"<0x{byte:02X}>", -20.0] for byte in range(256)),
+        *learnt[n_special:],
+    ]
+    core.model = Unigram(
+        [(piece, float(score)) for piece, score in pieces], unk_id=0, byte_fallback=True
+    )
+    core.decoder = decoders.Sequence(
+        [decoders.ByteFallback(), decoders.Metaspace(), decoders.Fuse()]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core, bos_token="<s>", eos_token="</s>", unk_token="<unk>"
+    )
+
+
+TOKENIZERS = {"tokenizer": byte_level, "tokenizer_C": unigram}
+
+
+def train_tokenizer(documents: list[str], name: str, out: Path) -> PreTrainedTokenizerFast:
+    """A tokenizer of `TOKENIZERS`; made once, then read."""
+    if not (out / name / "tokenizer.json").exists():
+        TOKENIZERS[name](documents).save_pretrained(out / name)
+    return PreTrainedTokenizerFast.from_pretrained(out / name)
 
 
 def token_stream(documents: list[str], tokenizer: PreTrainedTokenizerFast) -> np.ndarray:
@@ -132,9 +189,8 @@ class ChunkedCrossEntropy(torch.autograd.Function):
         return grad_hidden * grads[0].to(grad_hidden.dtype), grad_weight * grads[0], None
 
 
-def new_model(recipe: Recipe) -> GPTNeoXForCausalLM:
-    """The model before its first step; blocks begin as the identity."""
-    torch.manual_seed(recipe.seed)
+def new_gpt_neox(recipe: Recipe) -> GPTNeoXForCausalLM:
+    """A GPT-NeoX; blocks begin as the identity."""
     config = GPTNeoXConfig(
         vocab_size=VOCABULARY,
         hidden_size=recipe.d_model,
@@ -155,9 +211,39 @@ def new_model(recipe: Recipe) -> GPTNeoXForCausalLM:
     return model
 
 
-def optimizers_of(model: GPTNeoXForCausalLM, recipe: Recipe) -> list[torch.optim.Optimizer]:
+def new_llama(recipe: Recipe) -> LlamaForCausalLM:
+    """A Llama; blocks begin as the identity."""
+    config = LlamaConfig(
+        vocab_size=UNIGRAM_VOCABULARY,
+        hidden_size=recipe.d_model,
+        num_hidden_layers=recipe.n_layers,
+        num_attention_heads=recipe.n_heads,
+        intermediate_size=3 * recipe.d_model,
+        max_position_embeddings=256,
+        tie_word_embeddings=True,
+        bos_token_id=1,
+        eos_token_id=2,
+        attn_implementation="eager",
+    )
+    model = LlamaForCausalLM(config)
+    for block in model.model.layers:
+        torch.nn.init.zeros_(block.self_attn.o_proj.weight)
+        torch.nn.init.zeros_(block.mlp.down_proj.weight)
+    return model
+
+
+NEW = {"GPT-NeoX": new_gpt_neox, "Llama": new_llama}
+
+
+def new_model(recipe: Recipe) -> PreTrainedModel:
+    """The model before its first step."""
+    torch.manual_seed(recipe.seed)
+    return NEW[recipe.family](recipe)
+
+
+def optimizers_of(model: PreTrainedModel, recipe: Recipe) -> list[torch.optim.Optimizer]:
     """Muon for the blocks' matrices, AdamW for the embedding and all vectors."""
-    embedding = model.gpt_neox.embed_in.weight
+    embedding = model.get_input_embeddings().weight
     matrices = [p for p in model.parameters() if p.ndim == 2 and p is not embedding]
     vectors = [p for p in model.parameters() if p.ndim == 1]
     muon = torch.optim.Muon(
@@ -186,7 +272,7 @@ def batch_of(stream: np.ndarray, step: int, recipe: Recipe) -> Tensor:
 
 
 @torch.no_grad()
-def held_out_loss(model: GPTNeoXForCausalLM, stream: np.ndarray, n_contexts: int) -> float:
+def held_out_loss(model: PreTrainedModel, stream: np.ndarray, n_contexts: int) -> float:
     """Mean loss in nats a token over the first contexts of the held-out stream, in float32."""
     contexts = stream[: n_contexts * CONTEXT].reshape(-1, CONTEXT).astype(np.int64)
     losses = [
@@ -219,9 +305,9 @@ def train(name: str, recipe: Recipe, stream: np.ndarray, held_out: np.ndarray, o
                 group["lr"] = group["peak"] * rate
         batch = batch_of(stream, step, recipe)
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            hidden = model.gpt_neox(input_ids=batch).last_hidden_state
+            hidden = model.base_model(input_ids=batch).last_hidden_state
         hidden = hidden[:, :-1].reshape(-1, recipe.d_model).to(torch.bfloat16)
-        embedding = model.gpt_neox.embed_in.weight
+        embedding = model.get_input_embeddings().weight
         loss = ChunkedCrossEntropy.apply(hidden, embedding, batch[:, 1:].reshape(-1))
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -250,7 +336,7 @@ def train(name: str, recipe: Recipe, stream: np.ndarray, held_out: np.ndarray, o
     report = {
         "recipe": asdict(recipe),
         "parameters": n_all,
-        "parameters_without_embedding": n_all - model.gpt_neox.embed_in.weight.numel(),
+        "parameters_without_embedding": n_all - model.get_input_embeddings().weight.numel(),
         "training_text_tokens": len(stream),
         "held_out_loss": round(held_out_loss(model, held_out, len(held_out) // CONTEXT), 4),
         "held_out_tokens": len(held_out) // CONTEXT * CONTEXT,
@@ -266,8 +352,8 @@ def train(name: str, recipe: Recipe, stream: np.ndarray, held_out: np.ndarray, o
 if __name__ == "__main__":
     text, held_out_text, out = (Path(argument) for argument in sys.argv[1:4])
     documents = read_documents(text)
-    tokenizer = train_tokenizer(documents, out / "tokenizer")
-    stream = token_stream(documents, tokenizer)
-    held_out = token_stream(read_documents(held_out_text), tokenizer)
+    held_out_documents = read_documents(held_out_text)
     for name in sys.argv[4:] or RECIPES:
-        train(name, RECIPES[name], stream, held_out, out)
+        tokenizer = train_tokenizer(documents, RECIPES[name].tokenizer, out)
+        streams = [token_stream(of, tokenizer) for of in (documents, held_out_documents)]
+        train(name, RECIPES[name], *streams, out)

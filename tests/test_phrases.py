@@ -1,6 +1,9 @@
 """Phrases of two concepts' keywords: which there are, what the models read, what fires on them."""
 
+import copy
 from collections.abc import Sequence
+from functools import cache
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -52,8 +55,8 @@ def phrases_between(
     """Phrases read by a tokenizer of one token a letter."""
     return phrases_of(
         subspaces_of(phrases, *concepts, n_phrases=n_phrases),
-        tiny_tokenizer(),
-        with_bos=True,
+        [tiny_tokenizer()] * 2,
+        with_bos=[True, True],
         rng=np.random.default_rng(seed),
     )
 
@@ -63,7 +66,7 @@ def texts_of(phrases: Phrases) -> dict[str, list[str]]:
     tokenizer = tiny_tokenizer()
     found: dict[str, list[str]] = {name: [] for name in phrases.names}
     for ids, attended, group in zip(
-        phrases.tokens.input_ids, phrases.tokens.attended, phrases.group, strict=True
+        phrases.a.input_ids, phrases.a.attended, phrases.group, strict=True
     ):
         read = tokenizer.decode(ids[attended].tolist())
         assert read.startswith("<bos> ")
@@ -258,6 +261,84 @@ def test_a_tokenizer_without_bos_reads_phrases_alone() -> None:
     assert [tokenizer.decode(ids_of(tokens, i)) for i in (0, 1)] == [" ab", " c"]
 
 
+# What two models with different tokenizers read.
+
+
+made = cache(lambda name: TOKENIZERS[name]())
+
+
+def two_read(
+    tokenizer_a: PreTrainedTokenizerFast, tokenizer_b: PreTrainedTokenizerFast
+) -> tuple[Phrases, list[str]]:
+    """The same phrases for two tokenizers, and their texts."""
+    keywords = concept("Some", "New York", "happy"), concept("Others", "naïve", "children")
+    phrases, alone = (
+        phrases_of(
+            subspaces_of([("Some", "Others")], *keywords),
+            tokenizers,
+            with_bos=[True, True],
+            rng=np.random.default_rng(0),
+        )
+        for tokenizers in ((tokenizer_a, tokenizer_b), [tiny_tokenizer(LETTERS)] * 2)
+    )
+    texts = [
+        tiny_tokenizer(LETTERS).decode(ids_of(alone.a, i)[1:]) for i in range(len(alone.group))
+    ]
+    return phrases, texts
+
+
+LETTERS = "abcdefghijklmnopqrstuvwxyzNYï "
+
+
+def places_inside(tokenizer: PreTrainedTokenizerFast, text: str) -> list[tuple[int, int]]:
+    """Where the tokens of a phrase stand if it stands inside a text."""
+    told = tokenizer(f"a{text} a", add_special_tokens=False, return_offsets_mapping=True)
+    places = [(start - 1, stop - 1) for start, stop in told["offset_mapping"]]
+    return [place for place in places if place[1] > 0 and place[0] < len(text)]
+
+
+@pytest.mark.parametrize("name_b", TOKENIZERS)
+@pytest.mark.parametrize("name_a", TOKENIZERS)
+def test_each_model_reads_a_phrase_in_its_own_tokens_to_its_end(name_a: str, name_b: str) -> None:
+    a, b = made(name_a), copy.deepcopy(made(name_b))
+    phrases, texts = two_read(a, b)
+    assert len(texts) == len(phrases.group) == 4 + 4 + 2 + 2
+    for letter, tokenizer in (("a", a), ("b", b)):
+        tokens, pieces = phrases.of(letter)
+        alone = as_contexts([text[1:] for text in texts], tokenizer, with_bos=True)
+        assert tokens.sha256 == alone.sha256
+        assert tokens.n_tokens == len(pieces) == len(texts)
+    for text, n_a, n_b in zip(texts, phrases.pieces_a, phrases.pieces_b, strict=True):
+        sides = [places_inside(tokenizer, text) for tokenizer in (a, b)]
+        # The last place before the end where a token of each ends and none goes on.
+        ends = [
+            {stop for (_, stop), (start, _) in pairwise(places) if start >= stop and stop}
+            for places in sides
+        ]
+        shared = max({stop for stop in ends[0] & ends[1] if stop < len(text)}, default=0)
+        expected = [sum(stop > shared for _, stop in places) for places in sides]
+        if expected[0] == expected[1] and name_a.split()[:2] == name_b.split()[:2]:
+            expected = [1, 1]  # cut alike
+        assert [n_a, n_b] == expected
+
+
+def test_what_one_tokenizer_cuts_and_the_other_does_not_is_the_end_of_a_phrase() -> None:
+    phrases, texts = two_read(tiny_tokenizer(LETTERS), word_piece())
+    ends = dict(zip(texts, zip(phrases.pieces_a, phrases.pieces_b, strict=True), strict=True))
+    # Letters beside New, York, happy, child, ##ren, and letters again where a word is unknown.
+    assert ends[" happy children"] == (3, 1)
+    assert ends[" children happy"] == (6, 1)
+    assert ends[" naïve New York"] == (5, 1)
+    assert ends[" New York naïve"] == (1, 1)
+    assert ends[" happy"] == (6, 1)
+
+
+def test_one_tokenizer_reads_a_phrase_once() -> None:
+    phrases = phrases_between([("Feelings", "People")], FEELINGS, PEOPLE)
+    assert phrases.of("a")[0] is phrases.of("b")[0]
+    assert set(phrases.pieces_a.tolist()) == set(phrases.pieces_b.tolist()) == {1}
+
+
 # What fires on them.
 
 
@@ -271,7 +352,13 @@ def grouped(names: list[str], group: list[int]) -> Phrases:
         document=np.arange(len(group), dtype=np.int32),
     )
     return Phrases(
-        names=tuple(names), kinds=("phrase",) * len(names), tokens=tokens, group=np.array(group)
+        names=tuple(names),
+        kinds=("phrase",) * len(names),
+        a=tokens,
+        b=tokens,
+        pieces_a=np.ones(len(group), dtype=np.int32),
+        pieces_b=np.ones(len(group), dtype=np.int32),
+        group=np.array(group),
     )
 
 

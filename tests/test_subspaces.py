@@ -448,7 +448,10 @@ def phrases_with(names: Sequence[str], kinds: Sequence[str], contexts: int = 1) 
     return Phrases(
         names=tuple(names),
         kinds=tuple(kinds),
-        tokens=tokens,
+        a=tokens,
+        b=tokens,
+        pieces_a=np.ones(len(one), dtype=np.int32),
+        pieces_b=np.ones(len(one), dtype=np.int32),
         group=np.repeat(np.arange(len(names)), contexts),
     )
 

@@ -75,7 +75,7 @@ from saelign.subspaces import (
     save_subspace_cell,
     with_members,
 )
-from saelign.text import DatasetSource, Tokens, context_frame, words_of
+from saelign.text import DatasetSource, Tokenizer, Tokens, context_frame, words_of
 from saelign.tiles import engine
 from saelign.twins import made_saes
 from saelign.verdicts import Evidence
@@ -233,7 +233,7 @@ def run_once(
         rng_shifts=rng_of(seed, "shifts"),
     )
     info["text"][index]["unit"] = reading.unit
-    about_words = read_words(plan, tokens, seed)
+    about_words = read_words(plan, index, seed)
     if about_words is not None:
         found.listed = listed_subspaces(about_words.subspaces, about_words.phrases)
     collected: dict[str, dict[int, LayerActivations]] = {}
@@ -245,7 +245,8 @@ def run_once(
         collected[side.key] = collect_side(plan, side, saes[side.key], read, info, progress)
         if about_words is not None and about_words.phrases is not None:
             at_phrases[side.key] = collect_side(
-                plan, side, saes[side.key], about_words.phrases.tokens, info, progress,
+                plan, side, saes[side.key],
+                plan.to_collect(*about_words.phrases.of(side.letter)), info, progress,
                 of=", phrases",
             )  # fmt: skip
     shelf = Shelf(plan.forecast.room_for_layers)
@@ -479,9 +480,9 @@ class AboutWords:
     phrases: Phrases | None
 
 
-def read_words(plan: Plan, tokens: Tokens, seed: int) -> AboutWords | None:
+def read_words(plan: Plan, index: int, seed: int) -> AboutWords | None:
     """Where the keywords of the study's concepts stand; None if it asks for no subspaces."""
-    subspaces = plan.subspaces
+    subspaces, tokens = plan.subspaces, plan.tokens[index]
     if subspaces is None:
         return None
     occurrences = Occurrences.of(
@@ -492,14 +493,21 @@ def read_words(plan: Plan, tokens: Tokens, seed: int) -> AboutWords | None:
     )
     phrases = None
     if subspaces.phrases:
-        start, _ = context_frame(plan.tokenizer)
+        tokens_b = tokens if plan.aligned is None else plan.aligned[index].b
+        read = (plan.tokenizer, tokens), (plan.tokenizer_b, tokens_b)
         phrases = phrases_of(
             subspaces,
-            plan.tokenizer,
-            with_bos=start != [] and bool((tokens.input_ids[:, 0] == start).all()),
+            [tokenizer for tokenizer, _ in read],
+            with_bos=[begins_with_bos(of, tokenizer) for tokenizer, of in read],
             rng=rng_of(seed, "phrases"),
         )
     return AboutWords(subspaces=subspaces, occurrences=occurrences, phrases=phrases)
+
+
+def begins_with_bos(tokens: Tokens, tokenizer: Tokenizer) -> bool:
+    """Whether every context begins with BOS, or CLS."""
+    start, _ = context_frame(tokenizer)
+    return start != [] and bool((tokens.input_ids[:, 0] == start).all())
 
 
 def describe_side(
@@ -534,7 +542,9 @@ def describe_side(
         if about_words is not None:
             phrases = None
             if about_words.phrases is not None and at_phrases is not None:
-                phrases = (about_words.phrases, at_phrases[number].concatenated())
+                at_last = at_phrases[number].concatenated()
+                _, pieces = about_words.phrases.of(side.letter)
+                phrases = (about_words.phrases, plan.pooled(at_last, pieces))
             layer, members = with_members(
                 layer, matrix, about_words.subspaces, about_words.occurrences, phrases
             )

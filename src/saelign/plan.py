@@ -10,6 +10,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 import scipy.sparse as sp
 import yaml
+from jaxtyping import Int32
 from transformers import PretrainedConfig
 
 from saelign.activations.pooling import pooled
@@ -124,6 +125,7 @@ class Plan:
         comparisons: The study's own, then its controls.
         tokens: For each run, what is read; drawn by its seed.
         tokenizer: Of both models, or of A if B has another.
+        tokenizer_b: Of B: the same object if both models have one.
         out: The run's folder.
         store: Where activations are kept.
         forecast: What the study will take.
@@ -137,6 +139,7 @@ class Plan:
     comparisons: list[Comparison]
     tokens: list[Tokens]
     tokenizer: Tokenizer
+    tokenizer_b: Tokenizer
     out: Path
     store: Path
     forecast: Forecast
@@ -148,16 +151,23 @@ class Plan:
         """What a side reads in a run; all that is kept of it is collected."""
         if self.aligned is None:
             return self.tokens[index]
-        tokens, pieces = self.aligned[index].of(side.letter)
-        return tokens if self.study.text.pooling == "last" else pieces_kept(tokens, pieces)
+        return self.to_collect(*self.aligned[index].of(side.letter))
 
     def by_unit(self, acts: sp.csr_array, side: Side, index: int) -> sp.csr_array:
         """What was collected of a side in a run, a row a token of `tokens`."""
-        how = self.study.text.pooling
-        if self.aligned is None or how == "last":
+        if self.aligned is None:
             return acts
         _, pieces = self.aligned[index].of(side.letter)
-        return pooled(acts, pieces, how)
+        return self.pooled(acts, pieces)
+
+    def to_collect(self, tokens: Tokens, pieces: Int32[np.ndarray, " unit"]) -> Tokens:
+        """Tokens kept at the ends of units -> those whose activations the study's pooling needs."""
+        return tokens if self.study.text.pooling == "last" else pieces_kept(tokens, pieces)
+
+    def pooled(self, acts: sp.csr_array, pieces: Int32[np.ndarray, " unit"]) -> sp.csr_array:
+        """What was collected of `to_collect`, a row a unit."""
+        how = self.study.text.pooling
+        return acts if how == "last" else pooled(acts, pieces, how)
 
     def model_given(self, side: Side) -> Given:
         """The model given for a side, if there is one; none for a twin, whose weights are drawn."""
@@ -268,7 +278,7 @@ def check(
         aligned, read_a = None, read_text(study, tokenizer)
         read_b = read_a
     else:
-        aligned = aligned_text(study, tokenizer, tokenizer_b, subspaces)
+        aligned = aligned_text(study, tokenizer, tokenizer_b)
         read_a, read_b = aligned.a, aligned.b
     for side, model, read in (("a", study.model_a, read_a), ("b", study.model_b, read_b)):
         check_positions(config_of(model, study.places, objects[side]), side.upper(), read)
@@ -285,6 +295,7 @@ def check(
         comparisons=comparisons,
         tokens=tokens,
         tokenizer=tokenizer,
+        tokenizer_b=tokenizer_b,
         out=out_folder(study, out),
         store=store_folder(study),
         forecast=forecast(
@@ -487,21 +498,18 @@ def tokenizers_of(
     return tokenizer, tokenizer
 
 
-def aligned_text(
-    study: Study, tokenizer_a: Tokenizer, tokenizer_b: Tokenizer, subspaces: Subspaces | None
-) -> AlignedTokens:
+def aligned_text(study: Study, tokenizer_a: Tokenizer, tokenizer_b: Tokenizer) -> AlignedTokens:
     """All of the study's text as two models with different tokenizers read it.
 
     Raises:
-        StudyError: Contexts across documents, or phrases, which need one tokenizer.
+        StudyError: Contexts across documents, which need one tokenizer.
         SaelignError: The text cannot be read or aligned.
     """
     text = study.text
-    if text.across_documents or (subspaces is not None and subspaces.phrases):
-        what = "text.across_documents" if text.across_documents else "subspaces.phrases"
+    if text.across_documents:
         raise StudyError(
-            f"{what} must be left out where the models have different tokenizers, it is asked for: "
-            "leave it out, or choose models that share a tokenizer"
+            "text.across_documents must be left out where the models have different tokenizers, it "
+            "is asked for: leave it out, or choose models that share a tokenizer"
         )
     return align(
         documents_of(study),

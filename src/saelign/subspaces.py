@@ -96,7 +96,7 @@ def with_members(
         acts: Its activations, kept tokens x features.
         subspaces: What the study asks for.
         occurrences: Of all its concepts in the text.
-        phrases: The phrases, and the activations at their last tokens; None if there are none.
+        phrases: The phrases, and the activations at their last units; None if there are none.
     """
     study = subspaces.study
     by_feature = acts.tocsc()

@@ -1,6 +1,14 @@
 """Documents -> tokens: what both models read, and which positions count."""
 
-from saelign.text.alignment import AlignedTokens, align, draw_aligned, pieces_kept
+from saelign.text.alignment import (
+    AlignedTokens,
+    Placed,
+    align,
+    draw_aligned,
+    last_unit,
+    pieces_kept,
+    placed,
+)
 from saelign.text.sources import STANDARD_INPUT, DatasetSource, at_commit, read_documents
 from saelign.text.tokens import (
     MIN_TOKENS,
@@ -22,6 +30,7 @@ __all__ = [
     "STANDARD_INPUT",
     "AlignedTokens",
     "DatasetSource",
+    "Placed",
     "Tokenizer",
     "Tokens",
     "Words",
@@ -31,9 +40,11 @@ __all__ = [
     "context_frame",
     "draw",
     "draw_aligned",
+    "last_unit",
     "load_token_ids",
     "load_tokenizer",
     "pieces_kept",
+    "placed",
     "read_documents",
     "save_token_ids",
     "special_ids",

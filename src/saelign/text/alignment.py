@@ -92,7 +92,7 @@ def align(
 
     Raises:
         TextError: A tokenizer that does not tell places, a context without room, no token at all,
-            or less than half of the text in units that fit into a context.
+            places that no text has, or less than half of it in units that fit into a context.
     """
     tokenizers = (tokenizer_a, tokenizer_b)
     edges = [context_frame(tokenizer) for tokenizer in tokenizers]
@@ -106,15 +106,15 @@ def align(
     n_characters = n_covered = 0
     n_tokens, n_units, n_single = [0, 0], 0, 0
     for index, text in enumerate(documents):
-        read = [_with_places(tokenizer, text) for tokenizer in tokenizers]
+        read = [placed(tokenizer, text) for tokenizer in tokenizers]
         units = units_of_text(text, read[0], read[1])
         at, first = [0, 0], len(contexts)
         open_: tuple[list[int], list[int], Pieces] = ([], [], [])
         n_characters += _n_visible(text, 0, len(text))
+        n_tokens = [total + len(of.ids) for total, of in zip(n_tokens, read, strict=True)]
         for pieces, start, stop in units:
             ids = [of.ids[i : i + n] for of, i, n in zip(read, at, pieces, strict=True)]
             at = [i + n for i, n in zip(at, pieces, strict=True)]
-            n_tokens = [total + n for total, n in zip(n_tokens, pieces, strict=True)]
             n_units, n_single = n_units + 1, n_single + (pieces == (1, 1))
             would_be = [len(held) + n for held, n in zip(open_[:2], pieces, strict=True)]
             if open_[2] and any(n > room for n, room in zip(would_be, rooms, strict=True)):
@@ -131,13 +131,13 @@ def align(
             document.append(index)
         if contexts_per_document is not None:
             del contexts[first + contexts_per_document :], document[first + contexts_per_document :]
-    if not n_units:
+    if not all(n_tokens):
         raise TextError("text must hold at least one token, got none")
     coverage = Coverage(
         characters=n_covered / max(1, n_characters),
         tokens_a=n_units / n_tokens[0],
         tokens_b=n_units / n_tokens[1],
-        single=n_single / n_units,
+        single=n_single / max(1, n_units),
     )
     if coverage.characters < MIN_CHARACTERS or not contexts:
         raise TextError(
@@ -177,9 +177,10 @@ def units_of_text(text: str, a: Placed, b: Placed) -> list[tuple[tuple[int, int]
 
     A token ends a unit where the next one begins at or after its end, so that bytes of a character
     stay together, and where the other tokenizer has such an end too: at the same character, or
-    with nothing but blanks between, which some tokenizers drop and others join to either side.
+    with nothing but blanks between, which some tokenizers drop and others join to either side. What
+    else no token stands for belongs to the one before: accents that were joined to it or dropped.
     """
-    ends = [_ends(of.places) for of in (a, b)]
+    ends = [_ends(of.places, text) for of in (a, b)]
     common = sorted(ends[0].keys() & ends[1].keys())
     pairs = [(ends[0][end], ends[1][end], end) for end in common]
     visible = _visible_before(text)
@@ -206,6 +207,13 @@ def units_of_text(text: str, a: Placed, b: Placed) -> list[tuple[tuple[int, int]
             units.append(((n_a, n_b), begun, end))
         done_a, done_b, begun = last_a + 1, last_b + 1, end
     return units
+
+
+def last_unit(text: str, a: Placed, b: Placed) -> tuple[int, int]:
+    """Tokens of A and of B since the last place before a text's end where both have a boundary."""
+    before = [pieces for pieces, _, _ in units_of_text(text, a, b)[:-1]]
+    n_a, n_b = (len(of.ids) - sum(n[side] for n in before) for side, of in enumerate((a, b)))
+    return n_a, n_b
 
 
 def draw_aligned(
@@ -258,7 +266,12 @@ def pieces_kept(tokens: Tokens, pieces: Int[np.ndarray, "unit"]) -> Tokens:
     return replace(tokens, kept=kept.reshape(tokens.kept.shape))
 
 
-def _with_places(tokenizer: Tokenizer, text: str) -> Placed:
+def placed(tokenizer: Tokenizer, text: str) -> Placed:
+    """A text's tokens and where each stands in it.
+
+    Raises:
+        TextError: The tokenizer does not tell places, or some that are not in order or in the text.
+    """
     if not getattr(tokenizer, "is_fast", False):
         raise TextError(
             "to align two tokenizers each must tell which characters a token stands for, "
@@ -267,15 +280,32 @@ def _with_places(tokenizer: Tokenizer, text: str) -> Placed:
     read = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
     ids: list[int] = read["input_ids"]
     pieces: list[str] = cast("Any", tokenizer).convert_ids_to_tokens(ids)
-    return Placed(ids=ids, pieces=pieces, places=[(s, e) for s, e in read["offset_mapping"]])
+    places: list[tuple[int, int]] = [(start, stop) for start, stop in read["offset_mapping"]]
+    before = (0, 0)
+    for index, (start, stop) in enumerate(places):
+        # What stands for no character, as a blank put before a text, may be told to stand anywhere.
+        is_after = start == stop or (before[0] <= start and before[1] <= stop)
+        if not (is_after and 0 <= start <= stop <= len(text)):
+            raise TextError(
+                "the places of a tokenizer's tokens must ascend within the text, "
+                f"{type(tokenizer).__name__} puts token {index}, {pieces[index]!r}, at characters "
+                f"{start} to {stop} of {len(text)}, after one at {before[0]} to {before[1]}: "
+                "its tokenizer.json does not tell places as it should, choose another model"
+            )
+        if stop > start:
+            before = (start, stop)
+    return Placed(ids=ids, pieces=pieces, places=places)
 
 
-def _ends(places: Sequence[tuple[int, int]]) -> dict[int, int]:
+def _ends(places: Sequence[tuple[int, int]], text: str) -> dict[int, int]:
     # Where a token ends and none goes on: the character after it -> the last such token.
     ends: dict[int, int] = {}
-    for index, (_, end) in enumerate(places):
-        following = places[index + 1][0] if index + 1 < len(places) else end
+    for index, (start, end) in enumerate(places):
+        following = places[index + 1][0] if index + 1 < len(places) else len(text)
         if following >= end:
+            # Where NFC made one character of two, it is told to stand for the first alone.
+            while start < end < following and not text[end].isspace():
+                end += 1
             ends[end] = index
     return ends
 
