@@ -16,16 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from rich.console import Console, RenderableType
 
-from saelign.report import figures, grid_tables, overview, panels, write_figures
-from saelign.report.figures import (
-    correlation_sheets,
-    measure_panels,
-    measure_sheets,
-    overview_panels,
-    overview_sheets,
-    verdict_sheets,
-)
-from saelign.report.panels import (
+from saelign.panels import (
     Bars,
     Panel,
     Sheet,
@@ -34,6 +25,15 @@ from saelign.report.panels import (
     draw_panel,
     shown,
     write_sheet,
+)
+from saelign.report import figures, grid_tables, overview, panels, write_figures
+from saelign.report.figures import (
+    correlation_sheets,
+    measure_panels,
+    measure_sheets,
+    overview_panels,
+    overview_sheets,
+    verdict_sheets,
 )
 from saelign.results import Run, open_run, write_info, write_table
 from saelign.verdicts import VERDICTS
