@@ -1,6 +1,7 @@
 """A run's numbers as figures and tables: what is shown is what was found, and can be read."""
 
 import itertools
+import re
 from collections.abc import Iterable, Sequence
 from io import StringIO
 from pathlib import Path
@@ -16,16 +17,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from rich.console import Console, RenderableType
 
-from saelign.report import figures, grid_tables, overview, panels, write_figures
-from saelign.report.figures import (
-    correlation_sheets,
-    measure_panels,
-    measure_sheets,
-    overview_panels,
-    overview_sheets,
-    verdict_sheets,
-)
-from saelign.report.panels import (
+from saelign import panels
+from saelign.panels import (
     Bars,
     Panel,
     Sheet,
@@ -34,6 +27,15 @@ from saelign.report.panels import (
     draw_panel,
     shown,
     write_sheet,
+)
+from saelign.report import figures, grid_tables, overview, write_figures
+from saelign.report.figures import (
+    correlation_sheets,
+    measure_panels,
+    measure_sheets,
+    overview_panels,
+    overview_sheets,
+    verdict_sheets,
 )
 from saelign.results import Run, open_run, write_info, write_table
 from saelign.verdicts import VERDICTS
@@ -1171,3 +1173,22 @@ def test_brackets_in_names_are_shown_as_they_are(tmp_path: Path) -> None:
     assert "rsa[red], one_to_one" in text
     assert "\nrsa[red] " in text
     assert "warning: see [link]" in text
+
+
+def test_a_terminal_shows_grids_in_the_colours_of_the_figures_and_a_file_none() -> None:
+    grid = pd.DataFrame([[0.0, 0.2], [0.4, np.nan]], index=[1, 2], columns=[3, 4])
+    shown = []
+    for colours in ("truecolor", None):
+        console = Console(
+            file=StringIO(), force_terminal=colours is not None, color_system=colours, width=80
+        )
+        for part in grid_tables(grid, title="t"):
+            console.print(part)
+        shown.append(console.file.getvalue())
+    coloured, plain = shown
+    least, most = (mpl.colormaps["cividis"](value) for value in (0.0, 1.0))
+    for colour in (least, most):
+        rgb = ";".join(str(int(255 * part)) for part in colour[:3])
+        assert f"48;2;{rgb}" in coloured
+    assert "\x1b" not in plain
+    assert re.sub(r"\x1b\[[\d;]*m", "", coloured).split() == plain.split()

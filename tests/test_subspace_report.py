@@ -10,8 +10,8 @@ import pytest
 from rich.console import Console
 
 from saelign.errors import UnknownNameError
+from saelign.panels import Panel, write_sheet
 from saelign.report import subspace_overview, subspace_table, write_subspace_tables
-from saelign.report.panels import Panel, write_sheet
 from saelign.report.subspaces import span, subspace_sheets
 from saelign.results import Run
 

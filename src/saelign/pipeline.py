@@ -161,6 +161,7 @@ def run(
     write_table(layers, plan.out / "layers.parquet", csv=True)
     write_table(cells, plan.out / "cells.parquet", csv=True)
     write_table(scores, plan.out / "scores.parquet", csv=True)
+    write_table(null_table(scores, found.null_scores), plan.out / "null_scores.parquet")
     summary = summary_of(scores, found.null_scores)
     write_table(summary, plan.out / "summary.parquet", csv=True)
     agreement = agreement_of(
@@ -187,6 +188,16 @@ def run(
             f"{scores['note'].iloc[0]} (pairs and their reasons are in {plan.out})"
         )
     return finished
+
+
+def null_table(scores: pd.DataFrame, null_scores: list[np.ndarray]) -> pd.DataFrame:
+    """What every shuffle gave, for each row of `scores` of the models as given, in its order."""
+    own = (scores["control"] == TRAINED).to_numpy()
+    keys = ["run", "metric", "layer_a", "layer_b", "matching", "measure", "null"]
+    draws = [
+        drawn.astype(np.float32) for drawn, is_own in zip(null_scores, own, strict=True) if is_own
+    ]
+    return scores.loc[own, keys].assign(draws=draws)
 
 
 class Found:

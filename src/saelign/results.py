@@ -1,11 +1,14 @@
 """A finished run: its folder, and what is read from it."""
 
+import html
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pandas as pd
 
 from saelign.errors import (
@@ -15,6 +18,12 @@ from saelign.errors import (
     UnknownNameError,
 )
 from saelign.files import written
+from saelign.nulls import SIGNIFICANCE
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from saelign.plots import Width
 
 FORMAT = 2
 """Version of the run folder that this package writes and reads."""
@@ -110,7 +119,7 @@ class Run:
         *,
         matching: str = "one_to_one",
         null: str | None = None,
-        run: int = 0,
+        run: int | None = 0,
         control: str = TRAINED,
         metric: str | None = None,
         subspace: str | None = None,
@@ -124,7 +133,8 @@ class Run:
                 column of `cells` has none.
             matching: Which matching.
             null: Beside which null; the strictest that was run (`rate_matched`) if None.
-            run: Which seed's run, counted from 0.
+            run: Which seed's run, counted from 0; None: the mean over runs, with the p and q of
+                the mean.
             control: Which comparison: `trained`, the models as given; or a control.
             metric: Matched by what; the study's own metric if None.
             subspace: Of which semantic subspace (then columns are those of `subspaces` and
@@ -132,9 +142,11 @@ class Run:
 
         Raises:
             UnknownNameError: No such measure, value, matching, null, run, control, metric or
-                subspace in this folder.
+                subspace in this folder; or of a subspace the p or q of a mean, which is not there.
         """
         cells, scores = self.cells, self.scores
+        if run is None and len(self.info["seeds"]) == 1:
+            run = 0
         if subspace is not None:
             known = self.subspaces["subspace"].unique() if self.has_subspaces else []
             if subspace not in known:
@@ -156,14 +168,239 @@ class Run:
             if value not in table.columns or value in KEYS:
                 raise UnknownNameError.of("value", value, set(table.columns) - set(KEYS))
         metric = self.metrics[0] if metric is None else metric
-        for column, wanted in (
-            ("control", control),
-            ("metric", metric),
-            ("matching", matching),
-            ("run", run),
-        ):
+        where = {"control": control, "metric": metric, "matching": matching}
+        for column, wanted in (where if run is None else {**where, "run": run}).items():
             table = chosen(table, column, wanted, table[column].unique())
+        if run is None:
+            return self._mean_grid(table, value, is_subspace=subspace is not None)
         return table.pivot(index="layer_a", columns="layer_b", values=value)
+
+    def _mean_grid(self, table: pd.DataFrame, value: str, *, is_subspace: bool) -> pd.DataFrame:
+        # A column as its mean over runs; p and q are those of the mean, which the summary holds.
+        if "measure" in table.columns and not is_subspace:
+            first, summary = table.iloc[0], self.summary
+            for column in ("control", "metric", "matching", "measure", "null"):
+                summary = summary[summary[column] == first[column]]
+            if value in summary.columns:
+                return summary.pivot(index="layer_a", columns="layer_b", values=value)
+        if value in ("p", "q"):
+            raise UnknownNameError(
+                f"{value} of a mean over runs is not there of a subspace: say which run, such as "
+                "run=0"
+            )
+        return table.groupby(["layer_a", "layer_b"])[value].mean().unstack()
+
+    @property
+    def null_scores(self) -> pd.DataFrame:
+        """What every shuffle gave, as a list `draws`, for each row of `scores` of the models given.
+
+        Raises:
+            MissingFileError: The run was written by a version that did not keep them.
+        """
+        return read_table(self.folder / "null_scores.parquet")
+
+    def plot_grid(
+        self,
+        measure: str,
+        value: str = "score",
+        *,
+        matching: str = "one_to_one",
+        null: str | None = None,
+        run: int | None = None,
+        control: str = TRAINED,
+        metric: str | None = None,
+        subspace: str | None = None,
+        width: "Width" = "one",
+        title: str | None = None,
+    ) -> "Figure":
+        """A grid as a figure for a paper; save it with `savefig("grid.pdf")`.
+
+        Cells of a score that are no better than chance after correction are hatched.
+
+        Args:
+            measure: As for `grid`, like `value` and the next six.
+            value: Which column.
+            matching: Which matching.
+            null: Beside which null.
+            run: Which run; None: the mean over runs.
+            control: Which comparison.
+            metric: Matched by what.
+            subspace: Of which semantic subspace.
+            width: Of the figure: `one` column (3.25 inches), `two` (6.75), or inches.
+            title: Stands above; none if None.
+
+        Raises:
+            UnknownNameError: As `grid`, or a width that cannot be.
+        """
+        from saelign.plots import heat_map, panel_of
+
+        where: Any = {
+            "matching": matching, "null": null, "run": run, "control": control, "metric": metric,
+            "subspace": subspace,
+        }  # fmt: skip
+        grid = self.grid(measure, value, **where)
+        q = None
+        if measure not in self.cells.columns and value in ("score", "calibrated"):
+            with suppress(UnknownNameError):
+                q = self.grid(measure, "q", **where)
+        sides = SIDES.get(control, ("A", "B"))
+        labels = tuple(f"layer of {side}" for side in sides)
+        told = measure if value == "score" else f"{measure}, {value.replace('_', ' ')}"
+        panel = panel_of(grid, value, q=q, labels=labels)
+        return heat_map(panel, label=told.replace("_", " "), width=width, title=title)
+
+    def plot_null(
+        self,
+        measure: str,
+        layer_a: int,
+        layer_b: int,
+        *,
+        matching: str = "one_to_one",
+        null: str | None = None,
+        run: int = 0,
+        metric: str | None = None,
+        width: "Width" = "one",
+        title: str | None = None,
+    ) -> "Figure":
+        """What each shuffle of a cell gave, and where its score stands.
+
+        Args:
+            measure: A measure of the run.
+            layer_a: Layer of A.
+            layer_b: Layer of B.
+            matching: Which matching.
+            null: Which null; the strictest that was run if None.
+            run: Which seed's run, counted from 0.
+            metric: Matched by what; the study's own metric if None.
+            width: Of the figure: `one` column (3.25 inches), `two` (6.75), or inches.
+            title: Stands above; none if None.
+
+        Raises:
+            UnknownNameError: No such cell in this run.
+            MissingFileError: The run was written by a version that did not keep what shuffles gave.
+        """
+        from saelign.plots import null_histogram
+
+        scores, draws = self.scores, self.null_scores
+        scores = scores[scores["control"] == TRAINED]
+        null = null or strictest(scores["null"].unique())
+        where = {
+            "measure": measure, "layer_a": layer_a, "layer_b": layer_b, "matching": matching,
+            "null": null, "run": run, "metric": self.metrics[0] if metric is None else metric,
+        }  # fmt: skip
+        for column, wanted in where.items():
+            scores = chosen(scores, column, wanted, scores[column].unique())
+            draws = draws[draws[column] == wanted]
+        return null_histogram(
+            np.asarray(draws["draws"].iloc[0], dtype=float),
+            float(scores["score"].iloc[0]),
+            p=float(scores["p"].iloc[0]),
+            label=f"{measure}, layer {layer_a} of A with layer {layer_b} of B",
+            null=null.replace("_", "-"),
+            width=width,
+            title=title,
+        )
+
+    def plot_concepts(
+        self,
+        measure: str,
+        value: str = "calibrated",
+        *,
+        layer_a: int,
+        matching: str = "one_to_one",
+        null: str | None = None,
+        kinds: Sequence[str] = ("concept",),
+        run: int = 0,
+        width: "Width" = "one",
+        title: str | None = None,
+    ) -> "Figure":
+        """Semantic subspaces x layers of B, for one layer of A.
+
+        Args:
+            measure: A measure of the run.
+            value: Which column of `subspace_scores`.
+            layer_a: Layer of A.
+            matching: Which matching.
+            null: Beside which null; the strictest that was run if None.
+            kinds: Which subspaces: `concept`, `union`, `phrase`.
+            run: Which seed's run, counted from 0.
+            width: Of the figure: `one` column (3.25 inches), `two` (6.75), or inches.
+            title: Stands above; none if None.
+
+        Raises:
+            UnknownNameError: No such subspaces in this run.
+
+        Source: Lan et al. (2024), appendix B.
+        """
+        from saelign.plots import concept_grid, heat_map, panel_of
+
+        if not self.has_subspaces:
+            raise UnknownNameError(
+                "this run looked into no semantic subspaces: add `subspaces` to its study"
+            )
+        scores = self.subspace_scores
+        scores = scores[scores["control"] == TRAINED]
+        null = null or strictest(scores["null"].unique())
+        if value not in scores.columns or value in KEYS:
+            raise UnknownNameError.of("value", value, set(scores.columns) - set(KEYS))
+        for column, wanted in (
+            ("measure", measure),
+            ("matching", matching),
+            ("null", null),
+            ("run", run),
+            ("layer_a", layer_a),
+        ):
+            scores = chosen(scores, column, wanted, scores[column].unique())
+        known = list(scores["kind"].unique())
+        for kind in kinds:
+            chosen(scores, "kind", kind, known)
+        scores = scores[scores["kind"].isin(kinds)]
+        q = concept_grid(scores, "q") if value in ("score", "calibrated") else None
+        panel = panel_of(
+            concept_grid(scores, value), value, q=q, labels=("", "layer of B"), row_names="told"
+        )
+        told = f"{measure}, {value}".replace("_", " ")
+        return heat_map(panel, label=told, width=width, title=title)
+
+    def _repr_html_(self) -> str:
+        # A notebook shows it: what was compared, its scores, and a grid of the first measure.
+        from saelign.plots import as_svg
+
+        scores = self.summary
+        null = strictest(scores["null"].unique())
+        matching = str(scores["matching"].iloc[0])
+        own = scores[
+            (scores["control"] == TRAINED)
+            & (scores["metric"] == self.metrics[0])
+            & (scores["null"] == null)
+            & (scores["matching"] == matching)
+        ]
+        rows = []
+        for measure, group in own.groupby("measure", sort=False):
+            if group["calibrated"].isna().all():
+                continue
+            best = group.loc[group["calibrated"].idxmax()]
+            beat = f"{int((group['q'] < SIGNIFICANCE).sum())}/{len(group)}"
+            rows.append(
+                {
+                    "measure": measure,
+                    f"q < {SIGNIFICANCE}": beat,
+                    "peak (A, B)": f"{best['layer_a']}, {best['layer_b']}",
+                    "score": f"{best['score']:.3f}",
+                    "chance": f"{best['null_mean']:.3f}",
+                    "calibrated": f"{best['calibrated']:.3f}",
+                    "p": f"{best['p']:.2g}",
+                }
+            )
+        models = self.info["models"]
+        named = " and ".join(html.escape(str(models[side]["name"])) for side in ("a", "b"))
+        told = f"{matching.replace('_', '-')}, beside the {null.replace('_', '-')} null"
+        table = pd.DataFrame(rows).to_html(index=False, border=0)
+        picture = as_svg(self.plot_grid(rows[0]["measure"], "calibrated")) if rows else ""
+        return (
+            f"<div><b>{html.escape(str(self.info['name']))}</b>: {named} ({told})"
+            f'<div style="display:flex;flex-wrap:wrap;gap:1em">{table}{picture}</div></div>'
+        )
 
     def pairs(
         self,
@@ -218,6 +455,9 @@ class Run:
             table = chosen(table, column, value, table[column].unique())
         return read_table(self.folder / features_name(side, layer, run))
 
+
+SIDES = {"seed_a": ("A", "A, other SAEs"), "seed_b": ("B", "B, other SAEs")}
+"""What the rows and columns of a control's grid are, where they are not A and B."""
 
 KEYS = (
     "control", "run", "metric", "layer_a", "layer_b", "matching", "subspace", "kind", "measure",

@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from saelign.nulls import SIGNIFICANCE
-from saelign.report.panels import (
+from saelign.panels import (
     P_COLOURS,
     Bars,
     Panel,

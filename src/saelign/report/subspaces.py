@@ -8,7 +8,7 @@ from rich.console import RenderableType
 from rich.text import Text
 
 from saelign.nulls import SIGNIFICANCE
-from saelign.report.panels import Panel, Sheet, common_norm
+from saelign.panels import Panel, Sheet, common_norm
 from saelign.report.selection import (
     NAMES,
     UNTRAINED,

@@ -6,7 +6,7 @@ import pandas as pd
 from rich.console import RenderableType
 from rich.text import Text
 
-from saelign.report.panels import Panel, Sheet, common_norm, write_sheet
+from saelign.panels import Panel, Sheet, common_norm, write_sheet
 from saelign.report.selection import NAMES, file_name, grid_of
 from saelign.report.tables import BLANK, brief, cell_text, measure_text, plain_table
 from saelign.results import TRAINED

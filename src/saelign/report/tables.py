@@ -3,13 +3,18 @@
 import re
 from collections.abc import Callable, Sequence
 
+import matplotlib as mpl
 import numpy as np
 import pandas as pd
+from matplotlib.colors import Normalize
+from rich.color import Color
 from rich.console import RenderableType
+from rich.style import Style
 from rich.table import Table
 from rich.text import Text
 
 from saelign.nulls import SIGNIFICANCE
+from saelign.panels import SCORE_COLOURS, common_norm, is_light
 from saelign.report.selection import (
     CEILINGS,
     CORRELATIONS,
@@ -46,19 +51,30 @@ AGAINST = {
 
 
 def grid_tables(
-    grid: pd.DataFrame, *, title: str, weak: pd.DataFrame | None = None, width: int = WIDTH
+    grid: pd.DataFrame,
+    *,
+    title: str,
+    weak: pd.DataFrame | None = None,
+    width: int = WIDTH,
+    norm: Normalize | None = None,
 ) -> list[RenderableType]:
-    """A layer grid; cells that do not beat chance after correction in parentheses.
+    """A layer grid in colours; cells that do not beat chance after correction in parentheses.
 
     One table, or as many below each other as its columns need to fit into `width`: what a terminal
-    cuts off are digits.
+    cuts off are digits. Colours go from 0 to the largest value, or as `norm` says.
     """
+    norm = common_norm(grid) if norm is None else norm
     shaky = np.zeros(grid.shape, dtype=bool) if weak is None else weak.to_numpy()
+    values = grid.to_numpy(dtype=float).tolist()
     texts = [
         [cell_text(value, weak=flag) for value, flag in zip(row, flags, strict=True)]
-        for row, flags in zip(grid.to_numpy(dtype=float).tolist(), shaky.tolist(), strict=True)
+        for row, flags in zip(values, shaky.tolist(), strict=True)
     ]
     widest = max(len(text) for row in texts for text in row)
+    cells = [
+        [Text(text.rjust(widest), style=cell_style(v, norm)) for text, v in zip(*row, strict=True)]
+        for row in zip(texts, values, strict=True)
+    ]
     at_once = max(1, (width - len(CORNER)) // (widest + len(GAP)))
     parts: list[RenderableType] = [Text(title, style="italic")]
     for start in range(0, grid.shape[1], at_once):
@@ -67,10 +83,19 @@ def grid_tables(
         table.add_column(CORNER, style="bold", justify="right", no_wrap=True)
         for layer in grid.columns[block]:
             table.add_column(str(layer), justify="right", no_wrap=True, min_width=widest)
-        for layer, row in zip(grid.index, texts, strict=True):
+        for layer, row in zip(grid.index, cells, strict=True):
             table.add_row(str(layer), *row[block])
         parts.append(table)
     return parts
+
+
+def cell_style(value: float, norm: Normalize) -> Style:
+    """The colours of a cell, those of the figures; none where there is no value."""
+    if np.isnan(value):
+        return Style()
+    colour = mpl.colormaps[SCORE_COLOURS](float(norm(value)))
+    background = Color.from_rgb(*(255 * part for part in colour[:3]))
+    return Style(color="#000000" if is_light(colour) else "#ffffff", bgcolor=background)
 
 
 def cell_text(value: float, *, weak: bool = False) -> str:
@@ -363,7 +388,9 @@ def score_tables(scores: pd.DataFrame, of_what: str, null: str, width: int) -> l
     parts: list[RenderableType] = []
     for measure, group in scores[scores["control"] == TRAINED].groupby("measure", sort=False):
         score, chance, q = (grid_of(group, value) for value in ("score", "null_mean", "q"))
-        title = f"{measure}, {of_what}"
-        parts += [BLANK, *grid_tables(score, title=title, weak=~(q < SIGNIFICANCE), width=width)]
-        parts += grid_tables(chance, title=f"{title}: chance ({null} null)", width=width)
+        title, norm = f"{measure}, {of_what}", common_norm(score, chance)
+        weak = ~(q < SIGNIFICANCE)
+        parts += [BLANK, *grid_tables(score, title=title, weak=weak, width=width, norm=norm)]
+        told = f"{title}: chance ({null} null)"
+        parts += grid_tables(chance, title=told, width=width, norm=norm)
     return parts

@@ -16,8 +16,8 @@ from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.patches import Patch, Rectangle
 
+from saelign.files import written
 from saelign.nulls import SIGNIFICANCE
-from saelign.results import written
 
 SCORE_COLOURS = "cividis"  # even in lightness, and made for colour-blind readers
 P_COLOURS = "cividis_r"
