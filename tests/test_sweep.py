@@ -59,7 +59,9 @@ def study(study_file: Path) -> Study:
 @pytest.fixture(scope="module")
 def swept(study: Study, tmp_path_factory: pytest.TempPathFactory) -> Sweep:
     out = tmp_path_factory.mktemp("swept") / "out"
-    return sweep(study, widths=[24, 48], ks=[3], out=out)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("saelign.pipeline.write_figures", lambda *_, **__: [])  # most of the time
+        return sweep(study, widths=[24, 48], ks=[3], out=out)
 
 
 def test_each_combination_is_an_ordinary_run_with_its_own_saes(swept: Sweep) -> None:
@@ -98,8 +100,12 @@ def test_ceilings_are_of_the_same_layer_through_other_saes(swept: Sweep) -> None
         assert first[f"ceiling_held_out_{letter}"].item() == pytest.approx(np.diag(held).mean())
 
 
-def test_it_goes_on_where_it_was_and_grows(swept: Sweep, study: Study) -> None:
-    files = {p: p.stat().st_mtime_ns for p in (swept.folder / "saes").rglob("*.safetensors")}
+def test_it_goes_on_where_it_was_and_grows(
+    swept: Sweep, study: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("saelign.pipeline.write_figures", lambda *_, **__: [])
+    kept = [*swept.folder.rglob("layer_*.safetensors"), *swept.folder.rglob("run.json")]
+    files = {path: path.stat().st_mtime_ns for path in kept}
     before = swept.combinations
     grown = sweep(study, widths=[24, 48], ks=[3, 6], out=swept.folder)
     assert {p: p.stat().st_mtime_ns for p in files} == files

@@ -197,7 +197,9 @@ def null_table(scores: pd.DataFrame, null_scores: list[np.ndarray]) -> pd.DataFr
     draws = [
         drawn.astype(np.float32) for drawn, is_own in zip(null_scores, own, strict=True) if is_own
     ]
-    return scores.loc[own, keys].assign(draws=draws)
+    table = scores.loc[own, keys]
+    table["draws"] = pd.Series(draws, index=table.index, dtype=object)
+    return table
 
 
 class Found:

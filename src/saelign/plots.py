@@ -1,7 +1,7 @@
 """Figures for a paper: a heat map or a null, as wide as a column, nothing around it."""
 
 import io
-from typing import Literal
+from typing import Any, Literal
 
 import matplotlib as mpl
 import numpy as np
@@ -30,7 +30,7 @@ Width = str | float
 WIDTHS = {"one": 3.25, "two": 6.75}
 """Inches of one column and of two, in the style files of the large conferences."""
 
-STYLE = {
+STYLE: Any = {
     "font.size": 8,
     "axes.labelsize": 8,
     "xtick.labelsize": 7,

@@ -244,7 +244,7 @@ class Run:
             with suppress(UnknownNameError):
                 q = self.grid(measure, "q", **where)
         sides = SIDES.get(control, ("A", "B"))
-        labels = tuple(f"layer of {side}" for side in sides)
+        labels = (f"layer of {sides[0]}", f"layer of {sides[1]}")
         told = measure if value == "score" else f"{measure}, {value.replace('_', ' ')}"
         panel = panel_of(grid, value, q=q, labels=labels)
         return heat_map(panel, label=told.replace("_", " "), width=width, title=title)
@@ -379,7 +379,7 @@ class Run:
         for measure, group in own.groupby("measure", sort=False):
             if group["calibrated"].isna().all():
                 continue
-            best = group.loc[group["calibrated"].idxmax()]
+            best = group.iloc[int(group["calibrated"].fillna(-np.inf).argmax())]
             beat = f"{int((group['q'] < SIGNIFICANCE).sum())}/{len(group)}"
             rows.append(
                 {

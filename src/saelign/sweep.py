@@ -10,18 +10,19 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import pandas as pd
 
+from saelign import provenance
 from saelign.agreement import compared, grid
-from saelign.errors import StudyError
+from saelign.errors import SaelignError, StudyError
 from saelign.files import written
 from saelign.pipeline import Progress, no_progress, run
 from saelign.plan import MADE, as_yaml_reads, check_writable, model_name
 from saelign.report.sweeps import write_sweep_figures
-from saelign.results import TRAINED, Run, read_table, strictest, write_table
+from saelign.results import TRAINED, Run, open_run, read_table, strictest, write_table
 from saelign.sae_training import SAES, TrainingRecipe, train_saes
 from saelign.study import Controls, OutputStudy, SeedControl, Study, TextStudy, rng_of
 
@@ -151,11 +152,12 @@ def sweep(
     write_table(saes, out / "saes.parquet", csv=True)
     grids = []
     for combination, after in with_next_seed(combinations):
-        finished = run(
-            study_of(study, combination, after, out),
-            out=out / "runs" / combination.name,
-            memory=memory,
-            progress=named(progress, f"{combination.name}: "),
+        folder, asked = (
+            out / "runs" / combination.name,
+            study_of(study, combination, after, Path(out)),
+        )
+        finished = finished_run(asked, folder) or run(
+            asked, out=folder, memory=memory, progress=named(progress, f"{combination.name}: ")
         )
         grids.append(grid_table(finished).assign(**asdict(combination)))
     table = pd.concat(grids, ignore_index=True)
@@ -308,6 +310,17 @@ def study_of(study: Study, combination: Combination, after: Combination | None, 
     )
 
 
+def finished_run(study: Study, folder: Path) -> Run | None:
+    """The run in a folder, if it is one of this study, by this version, and done."""
+    try:
+        finished = open_run(folder)
+    except SaelignError:
+        return None
+    is_same = finished.info.get("study") == as_yaml_reads(study)
+    is_same &= finished.info["versions"].get("saelign") == provenance.versions()["saelign"]
+    return finished if is_same else None
+
+
 def grid_table(finished: Run) -> pd.DataFrame:
     """A run's scores beside its strictest null and its correlations, means over its text seeds."""
     metric = finished.metrics[0]
@@ -327,7 +340,7 @@ def combination_table(grids: pd.DataFrame) -> pd.DataFrame:
     for key, group in grids.groupby([*FACTORS, "matching", "measure"], sort=False):
         row = dict(zip((*FACTORS, "matching", "measure"), key, strict=True))
         own = group[group["control"] == TRAINED]
-        best = own.loc[own["calibrated"].idxmax()] if own["calibrated"].notna().any() else None
+        best = highest(own)
         row |= {
             "null": own["null"].iloc[0],
             "n_cells": len(own),
@@ -370,7 +383,8 @@ def move_table(grids: pd.DataFrame, *, rng: np.random.Generator) -> pd.DataFrame
                 for x, y in itertools.combinations(same[factor].unique(), 2):
                     first, second = (same[same[factor] == value] for value in (x, y))
                     about = {"factor": factor, "x": int(x), "y": int(y)}
-                    about |= dict(zip(others, (int(value) for value in held), strict=True))
+                    levels = (int(value) for value in cast("tuple[int, ...]", held))
+                    about |= dict(zip(others, levels, strict=True))
                     rows.append(
                         {"matching": matching, "measure": measure, **about, factor: None}
                         | moved(first, second, rng=rng)
@@ -390,18 +404,22 @@ def moved(
     x, y = (grid(table, "calibrated") for table in (first, second))
     found = compared(y, x, rng=rng)  # it takes the second from the first
     peaks = [
-        table.loc[table["calibrated"].idxmax(), ["layer_a", "layer_b"]].to_numpy(dtype=float)
-        if table["calibrated"].notna().any()
-        else np.full(2, np.nan)
-        for table in (first, second)
+        np.full(2, np.nan) if best is None else np.array([best["layer_a"], best["layer_b"]], float)
+        for best in map(highest, (first, second))
     ]
     held = [float(table["held_out_correlation"].mean()) for table in (first, second)]
     return {
         **found,
-        "mean_change": float((y - x).abs().stack().mean()),
+        "mean_change": float(pd.Series((y - x).to_numpy(dtype=float).ravel()).abs().mean()),
         "peak_moved": float(np.abs(peaks[0] - peaks[1]).sum()),
         "held_out_difference": held[1] - held[0],
     }
+
+
+def highest(scores: pd.DataFrame) -> "pd.Series[Any] | None":
+    """The row with the largest calibrated score; None where there is none."""
+    values = scores["calibrated"].to_numpy(dtype=float)
+    return None if np.isnan(values).all() else scores.iloc[int(np.nanargmax(values))]
 
 
 def named(progress: Progress, prefix: str) -> Callable[[str, int, int], None]:

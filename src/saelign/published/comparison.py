@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -187,7 +187,7 @@ def beside_printed(run: Run) -> Comparison:
     printed = [c for c in printed_cells() if (c.model_a, c.model_b) == (pair.model_a, pair.model_b)]
     ours_at: Mapping[Any, Any] = ours.to_dict(orient="index")
     rows = [
-        {**cell_row(cell, pair), **beside(cell, ours_at[key])}
+        {**cell_row(cell, pair), **beside(cell, cast("dict[str, Any]", ours_at[key]))}
         for cell in printed
         if (key := cell_key(cell)) in ours_at
     ]

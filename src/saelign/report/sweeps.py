@@ -1,6 +1,8 @@
 """What a sweep over SAEs found: tables for the terminal and small grids side by side."""
 
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any, cast
 
 import pandas as pd
 from rich.console import RenderableType
@@ -59,7 +61,7 @@ def sae_table(saes: pd.DataFrame) -> RenderableType:
         "model", "width", "k", "seed", "explained variance", "L0", "dead", "s/layer"
     )
     for key, group in saes.groupby(["model", "width", "k", "train_seed"], sort=False):
-        model, width, k, seed = key if isinstance(key, tuple) else (key,)
+        model, width, k, seed = cast("tuple[Any, ...]", key)
         table.add_row(
             str(model).upper(),
             f"{width:,}",
@@ -80,7 +82,7 @@ def combination_tables(combinations: pd.DataFrame) -> RenderableType:
         "ceiling\nA", "ceiling\nB", "held-out r", "ceiling r\nA", "ceiling r\nB",
     )  # fmt: skip
     for measure, group in combinations.groupby("measure", sort=False):
-        for number, row in enumerate(group.itertuples()):
+        for number, row in enumerate(cast("Iterable[Any]", group.itertuples())):
             peak = "none" if pd.isna(row.peak_a) else f"{row.peak_a}, {row.peak_b}"
             numbers = (row.peak_calibrated, row.mean_calibrated)
             ceilings = (row.ceiling_a, row.ceiling_b)
@@ -108,7 +110,7 @@ def moves_table(moves: pd.DataFrame) -> RenderableType:
     )  # fmt: skip
     for measure, group in moves.groupby("measure", sort=False):
         for number, (key, same) in enumerate(group.groupby(["factor", "x", "y"], sort=False)):
-            factor, x, y = key if isinstance(key, tuple) else (key,)
+            factor, x, y = cast("tuple[Any, ...]", key)
             table.add_row(
                 measure_text(str(measure)) if number == 0 else "",
                 f"{FACTOR_NAMES[str(factor)]} {x:,} to {y:,}",
