@@ -231,14 +231,14 @@ def write(record: Path, rows: list[dict[str, str]]) -> None:
 def table(rows: list[dict[str, str]]) -> str:
     """The record as the page shows it."""
     lines = [
-        "| model | trainer | options | explained variance | L0 | dead share | CPU time | wall time |",
+        "| model | tokens | trainer | options | explained variance | L0 | dead share | CPU time |",
         "|---|---|---|---|---|---|---|---|",
     ]
     lines += [
-        f"| {row['model']}, layer {row['layer']} | {row['trainer']} {row['version']} "
+        f"| {row['model']}, layer {row['layer']} | {int(row['tokens']):,} "
+        f"| {row['trainer']} {row['version']} "
         f"| {row['options']} | {float(row['explained_variance']):.3f} | {float(row['l0']):.1f} "
-        f"| {float(row['dead_share']):.3f} | {float(row['cpu_seconds']):.0f} s "
-        f"| {float(row['seconds']):.0f} s |"
+        f"| {float(row['dead_share']):.3f} | {float(row['cpu_seconds']):.0f} s |"
         for row in rows
     ]
     return "\n".join(lines)

@@ -498,13 +498,18 @@ def test_the_command_asks_for_what_it_says():
         (
             {"text": {"tokens": 10_000}, "width": 2000},
             TextError,
-            r"at least 20,000 tokens must be trained on \(10 a feature, 100 steps\), got 10,000: "
-            r"give more text, or train fewer features in smaller batches",
+            r"at least 20,000 tokens must be trained on \(10 a feature, 100 steps\), got 10,000 of "
+            r"a text that holds 3\d,\d{3}: give more, or train fewer features in smaller batches",
         ),
         (
             {"text": {"tokens": 10_000}, "batch_tokens": 1024},
             TextError,
             r"at least 51,200 tokens must be trained on .* got 10,000",
+        ),
+        (
+            {"text": {"tokens": 100_000}, "width": 4000},
+            TextError,
+            r"at least 40,000 tokens must be trained on .* got 3\d,\d{3} of a text that holds 3",
         ),
         (
             {"text": {"tokens": 100_000}},

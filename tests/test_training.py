@@ -134,7 +134,7 @@ def test_features_share_a_threshold_save_those_that_it_would_silence():
 def test_a_step_follows_the_gradient_that_torch_finds():
     acts, _ = planted(256)
     x = (acts - acts.mean(dim=0)) / acts.std()
-    trainee = _Trainee(x, 48, K, np.random.default_rng(0))
+    trainee = _Trainee(x.shape[1], 48, K, np.random.default_rng(0), x.device)
     trainee.dtype = torch.float32
     names = ("encoder", "b_enc", "decoder", "b_dec")
     weights = {name: getattr(trainee, name).clone().requires_grad_() for name in names}

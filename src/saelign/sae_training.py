@@ -267,11 +267,11 @@ def texts_of(
     wanted = there if text.tokens == "all" or text.allow_fewer else text.tokens
     if text.tokens != "all":
         wanted = min(wanted, text.tokens)
-    if wanted < least:
+    if min(wanted, there) < least:
         raise TextError(
             f"at least {least:,} tokens must be trained on ({TOKENS_A_FEATURE} a feature, "
-            f"{LEAST_STEPS} steps), got {wanted:,}: give more text, or train fewer features in "
-            "smaller batches"
+            f"{LEAST_STEPS} steps), got {min(wanted, there):,} of a text that holds "
+            f"{tokens.n_tokens:,}: give more, or train fewer features in smaller batches"
         )
     if wanted > there:
         beside = held_out_tokens(wanted)
