@@ -18,8 +18,8 @@ from transformers import (
     PretrainedConfig,
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING
-from transformers.utils import cached_file, logging
-from transformers.utils.hub import extract_commit_hash
+from transformers.utils import logging
+from transformers.utils.hub import cached_file, extract_commit_hash
 
 from saelign.errors import ModelError, UnknownNameError
 from saelign.sites import AFTER_BLOCK, Site
