@@ -2,10 +2,11 @@
 
     python scripts/train_demo_saes.py train.txt.xz OUT [NAME ...]
 
-Reads the tokenizers and models A, B and C in OUT and writes OUT/sae_NAME as `saelign train-sae` does: an SAE a
-layer and `training.json`. Text is the end of the file, which it keeps in OUT/sae_text.txt.gz, and
-is measured on documents of it that are held out. What is there already is not trained again. Of the
-untrained twins it prints the hash of their weights, which the demo's study tells.
+Reads the tokenizers and models A, B and C in OUT and writes OUT/sae_NAME as `saelign train-sae`
+does: an SAE a layer and `training.json`. Text is the end of the file, which it keeps in
+OUT/sae_text.txt.gz, and is measured on documents of it that are held out. What is there already is
+not trained again. Of the untrained twins it prints the hash of their weights, which the demo's
+study tells.
 """
 
 import dataclasses

@@ -1,9 +1,9 @@
 """Small models, SAEs and text in place of those that a shipped study names, laid out as on the hub.
 
 Models are of the same classes with as many blocks and random weights; SAEs lie in the files of
-their release. Decoder rows are drawn independently of everything else, so that whatever is matched
-is alike by chance alone; planted, B has A's first blocks and, for the layers that both read, A's
-SAEs with their decoders rotated.
+their release. Feature n of either side reads the same token, so that features find partners, while
+decoder rows are drawn independently of everything, so that matched rows are alike by chance alone.
+Planted, B has A's first blocks and, for the layers that both read, A's SAEs with decoders rotated.
 """
 
 import json
@@ -111,6 +111,7 @@ class Drawn:
     W_dec: np.ndarray
     b_dec: np.ndarray
     strongest: np.ndarray
+    shares: np.ndarray
 
 
 def documents(seed: int = 0) -> list[str]:
@@ -146,8 +147,8 @@ def build(study: Study, folder: Path, *, seed: int = 0, planted: bool = False) -
         if first is not None and planted:
             made.load_state_dict(first[0].state_dict(), strict=False)
             made.save_pretrained(folder / model.name)
-        streams = _streams(model, folder / model.name, texts)
-        saes = {layer: _drawn(stream, rng) for layer, stream in streams.items()}
+        streams, ids = _streams(model, folder / model.name, texts)
+        saes = {layer: _drawn(stream, ids, rng) for layer, stream in streams.items()}
         if first is not None and planted:
             for layer in saes.keys() & first[1].keys():
                 saes[layer] = _rotated(first[1][layer], rng)
@@ -158,7 +159,7 @@ def build(study: Study, folder: Path, *, seed: int = 0, planted: bool = False) -
         if other is not None:
             again = replace(model, saes=other)
             for layer, stream in streams.items():
-                drawn = _drawn(stream, rng)
+                drawn = _drawn(stream, ids, rng)
                 _write(drawn, again.sae_location(layer), layer, places, stream)
         first = (made, saes) if first is None else first
     return folder
@@ -170,16 +171,17 @@ def _model(model: ModelStudy, folder: Path, texts: list[str], width: int, seed: 
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         made = AutoModelForCausalLM.from_config(config)
-        # One direction carries most of the stream, so that an SAE with one feature for it explains
-        # its layer, whatever its other decoder rows are.
+        # One direction carries most of what is read, so that an SAE with one feature for it
+        # explains its layer, whatever its other decoder rows are.
         embeddings = made.get_input_embeddings().weight.data
         direction = nn.functional.normalize(torch.randn(width), dim=0)
         embeddings.normal_()
-        embeddings += 25 * torch.randn(len(embeddings), 1) * direction
+        if model.site == "resid_post":
+            embeddings += 25 * torch.randn(len(embeddings), 1) * direction
         for name, weight in made.named_parameters():
             if name.endswith("post_feedforward_layernorm.weight"):
                 weight.data.fill_(-0.8)  # plus one: what a block adds is small
-                weight.data[0] = 4.0
+                weight.data[0] = 4.0  # the direction that carries most of an MLP's output
             elif name.endswith("post_attention_layernorm.weight") and "2-" in model.name:
                 weight.data.fill_(-0.8)
     made.save_pretrained(folder)
@@ -189,7 +191,10 @@ def _model(model: ModelStudy, folder: Path, texts: list[str], width: int, seed: 
     return made
 
 
-def _streams(model: ModelStudy, folder: Path, texts: list[str]) -> dict[int, np.ndarray]:
+def _streams(
+    model: ModelStudy, folder: Path, texts: list[str]
+) -> tuple[dict[int, np.ndarray], np.ndarray]:
+    """What the SAEs of each layer read of some of the text, and the tokens there."""
     tokens = tokenize(texts[:40], load_tokenizer(str(folder)), context_length=128)
     loaded = load_model(str(folder), dtype=model.dtype)
     layers = range(KINDS[model.name].n_layers) if model.layers == "all" else model.layers
@@ -201,21 +206,25 @@ def _streams(model: ModelStudy, folder: Path, texts: list[str]) -> dict[int, np.
         n_tokens=4_000,
         site=model.place,
     )
-    return {layer: stream.double().numpy() for layer, stream in found.items()}
+    streams = {layer: stream.double().numpy() for layer, stream in found.items()}
+    return streams, tokens.input_ids[tokens.kept][: len(next(iter(streams.values())))]
 
 
-def _drawn(stream: np.ndarray, rng: np.random.Generator) -> Drawn:
-    d_model = stream.shape[1]
-    mean = stream.mean(axis=0)
+def _drawn(stream: np.ndarray, ids: np.ndarray, rng: np.random.Generator) -> Drawn:
+    """An SAE whose feature 0 explains the stream and whose others each read a token."""
+    d_model, mean = stream.shape[1], stream.mean(axis=0)
     strongest = np.linalg.eigh(np.cov(stream.T))[1][:, -1]
-    W_enc = rng.standard_normal((d_model, D_SAE))
+    tokens, counts = np.unique(ids, return_counts=True)
+    read = np.random.default_rng(0).choice(tokens[counts >= 12], D_SAE, replace=False)
+    W_enc = np.stack([stream[ids == token].mean(axis=0) - mean for token in read], axis=1)
     W_enc -= np.outer(strongest, strongest @ W_enc)
     W_enc *= 0.02 / np.linalg.norm(W_enc, axis=0)
     W_dec = _directions(rng, d_model)
     W_enc[:, 0] = W_dec[0] = strongest
     lowest = ((stream - mean) @ strongest).min()
     b_dec = mean + 1.5 * lowest * strongest  # so that its feature is never silent
-    return Drawn(W_enc, W_dec, b_dec, strongest)
+    shares = np.array([(ids == token).mean() for token in read])
+    return Drawn(W_enc, W_dec, b_dec, strongest, 1.3 * shares)
 
 
 def _directions(rng: np.random.Generator, d_model: int) -> np.ndarray:
@@ -234,11 +243,11 @@ def _rotated(sae: Drawn, rng: np.random.Generator) -> Drawn:
 
 
 def _write(sae: Drawn, location: str, layer: int, places: Places, stream: np.ndarray) -> None:
-    """The SAE in the files of its release, each feature active at a twelfth of the tokens."""
+    """The SAE in the files of its release, each feature about as often active as its token."""
     path = Path(places.sae(location))
     b_enc = -sae.b_dec @ sae.W_enc
     pre = stream @ sae.W_enc + b_enc
-    at = np.quantile(pre, 11 / 12, axis=0)
+    at = np.array([np.quantile(p, 1 - share) for p, share in zip(pre.T, sae.shares, strict=True)])
     at[0] = 0.0
     arrays = {"W_enc": sae.W_enc, "b_enc": b_enc, "W_dec": sae.W_dec, "b_dec": sae.b_dec}
     jumprelu = {**arrays, "threshold": at}
@@ -253,12 +262,11 @@ def _write(sae: Drawn, location: str, layer: int, places: Places, stream: np.nda
     if "gemma-scope" in location:
         np.savez(path / "params.npz", **{n: a.astype(np.float32) for n, a in jumprelu.items()})
     elif "sae-pythia" in location:
-        # b_dec is taken off first; what is left is compared across features, so all fire alike.
+        # b_dec comes off first; what a threshold would take is taken off by the bias, and relu.
         config = {"expansion_factor": 64, "normalize_decoder": True, "num_latents": D_SAE, "k": 16}
         config |= {"signed": False, "d_in": len(sae.b_dec)}
         (path / "cfg.json").write_text(json.dumps(config))
-        bias = np.where(at == 0, 0.0, 0.3 - at)
-        sparsify = {"encoder.weight": sae.W_enc.T, "encoder.bias": bias}
+        sparsify = {"encoder.weight": sae.W_enc.T, "encoder.bias": -at}
         _save({**sparsify, "W_dec": sae.W_dec, "b_dec": sae.b_dec}, path / "sae.safetensors")
     else:
         said = "/".join(path.parts[-3:])
@@ -273,7 +281,7 @@ def _write(sae: Drawn, location: str, layer: int, places: Places, stream: np.nda
         }  # fmt: skip
         (path / "cfg.json").write_text(json.dumps(config))
         # ReLU: what a threshold would take is taken off by the bias; b_dec comes off first.
-        saelens = {"W_enc": sae.W_enc / scale, "b_enc": np.where(at == 0, 0.0, -at)}
+        saelens = {"W_enc": sae.W_enc / scale, "b_enc": -at}
         saelens |= {"W_dec": sae.W_dec * scale, "b_dec": sae.b_dec * scale}
         _save(saelens, path / "sae_weights.safetensors")
 

@@ -94,9 +94,9 @@ def shortened(name: str, planted: bool = False) -> dict[str, Any]:
         content.pop("subspaces", None)
         content["controls"] = []
     content["seeds"] = content["seeds"][:1]
-    content["text"]["tokens"] = 8_000
+    content["text"]["tokens"] = 6_000
     content["nulls"] = dict.fromkeys(content["nulls"], 49)
-    content["filters"] = {"min_active_tokens": 20}
+    content["filters"] = {"min_active_tokens": 12}
     if "subspaces" in content:
         inside = content["subspaces"]
         inside |= {"concepts": inside["concepts"][:1], "same_size": 3}
