@@ -260,9 +260,11 @@ COMPARED = (
 """Quantities that are printed and that we have."""
 
 
-def beside(cell: PrintedCell, ours: dict[str, Any]) -> dict[str, Any]:
+def beside(cell: PrintedCell, ours: Mapping[Any, Any]) -> dict[str, Any]:
     """Ours of a cell, and ours minus printed."""
-    return ours | {f"{name}_difference": ours[name] - getattr(cell, name) for name in COMPARED}
+    return dict(ours) | {
+        f"{name}_difference": ours[name] - getattr(cell, name) for name in COMPARED
+    }
 
 
 def ours_of(run: Run, pair: Pair) -> pd.DataFrame:
