@@ -10,6 +10,7 @@ from typing import Any
 
 from saelign.concepts_cli import add_concepts
 from saelign.errors import SaelignError
+from saelign.report_cli import add_report
 
 EXIT_ERROR = 1
 
@@ -104,6 +105,7 @@ def parser() -> argparse.ArgumentParser:
 
     command("doctor", doctor_command, "tell what this machine can run and what it lacks")
     add_concepts(commands, progress_on_stderr)
+    add_report(commands, progress_on_stderr)
     return top
 
 
@@ -238,6 +240,8 @@ def print_run(run: Any, *, as_json: bool, matching: str | None) -> None:
     drawn = sorted((folder / "figures").glob(f"correlation_{first}*.png"))
     start = f" (start with {drawn[0].name})" if drawn else ""
     print(f"figures: {folder / 'figures'}{start}")
+    if (folder / "report.html").is_file():
+        print(f"report: {folder / 'report.html'}")
 
 
 class progress_on_stderr:  # noqa: N801 (reads as the function that it is used as)

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from safetensors.numpy import save
 from torch import nn
 
 from saelign import provenance
@@ -26,6 +27,8 @@ from saelign.cells import (
     save_cell,
 )
 from saelign.concepts.occurrences import Occurrences
+from saelign.contexts import context_table
+from saelign.details import cell_details, decoder_map
 from saelign.errors import DegenerateError, SaelignError
 from saelign.given import Given
 from saelign.judging import judge
@@ -54,6 +57,8 @@ from saelign.results import (
     Run,
     features_name,
     open_run,
+    contexts_name,
+    details_name,
     pairs_name,
     write_info,
     write_table,
@@ -529,13 +534,31 @@ def describe_side(
             where = {"run": index, "model": side.key, "layer": number}
             found.members[index, side.key, number] = [{**where, **row} for row in members]
         if (index, side.key, number) not in found.layers:
-            write_table(layer.features, plan.out / features_name(side.key, number, index))
+            write_table(
+                layer.features.assign(**told_of_decoder(layer, plan)),
+                plan.out / features_name(side.key, number, index),
+            )
+            contexts = context_table(
+                matrix.tocsc(), reading.tokens, reading.strings, top_k=plan.study.filters.top_k
+            )
+            write_table(contexts, plan.out / contexts_name(side.key, number, index))
             found.layers[index, side.key, number] = layer_row(layer, side, index, acts.wiring)
             done = sum(name[:2] == (index, side.key) for name in found.layers)
             progress(what, done, len(collected))
         return layer
 
     return shelf.side(side.key, list(collected), make)
+
+
+def told_of_decoder(layer: Layer, plan: Plan) -> dict[str, Any]:
+    """What the table of features says besides: where decoder rows lie, and which concepts."""
+    places = decoder_map(layer.decoder, layer.features["reason"].to_numpy())
+    found: dict[str, Any] = {"decoder_x": places[:, 0], "decoder_y": places[:, 1]}
+    if plan.subspaces is not None:
+        names = [concept.name for concept in plan.subspaces.concepts]
+        held = np.stack([layer.members[name] for name in names], axis=1)
+        found["concepts"] = [[names[i] for i in np.flatnonzero(row)] for row in held]
+    return found
 
 
 def layer_row(layer: Layer, side: Side, index: int, wiring: dict[str, Any]) -> dict[str, Any]:
@@ -600,11 +623,12 @@ def compare_sides(
         cell = read_cell(part)
         if cell is None:
             where = (plan.out, control, index, a, b)
+            layers_of_pair = layer_pair(a, b)
             cell = compare_layers(
                 setting,
-                layer_pair(a, b),
-                lambda pairs, metric, matching, where=where: write_pairs(
-                    pairs, metric, matching, *where
+                layers_of_pair,
+                lambda pairs, metric, matching, where=where, of=layers_of_pair: write_pairs(
+                    of, pairs, metric, matching, *where
                 ),
             )
             save_cell(cell, part)
@@ -622,6 +646,7 @@ def compare_sides(
 
 
 def write_pairs(
+    layers: LayerPair,
     pairs: pd.DataFrame,
     metric: str,
     matching: str,
@@ -631,9 +656,16 @@ def write_pairs(
     layer_a: int,
     layer_b: int,
 ) -> None:
-    """Write the pairs of a cell."""
+    """Write the pairs of a cell, and what stands behind its scores."""
     where = {"control": control, "metric": metric, "matching": matching, "run": index}
     write_table(pairs, out / pairs_name(layer_a, layer_b, **where))
+    kept = pairs[pairs["kept"]]
+    a, b = kept["feature_a"].to_numpy(), kept["feature_b"].to_numpy()
+    details = cell_details(
+        layers.a.decoder[a], layers.b.decoder[b], a, b, rng=np.random.default_rng(0)
+    )
+    with written(out / details_name(layer_a, layer_b, **where)) as temporary:
+        temporary.write_bytes(save(details))
 
 
 def verdict_table(tables: list[pd.DataFrame]) -> pd.DataFrame:

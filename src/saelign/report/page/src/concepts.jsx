@@ -1,0 +1,1 @@
+export function ConceptsView() { return <section><h2>Concepts</h2></section>; }
