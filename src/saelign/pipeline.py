@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 import shutil
 import time
 from collections.abc import Callable, Mapping
@@ -36,6 +37,8 @@ from saelign.layers import Layer, Reading, describe_layer, read_text_of_run, shi
 from saelign.models import (
     load_model,
     model_fingerprint,
+    promoted_tokens,
+    unembedding_of,
     untrained_fingerprint,
     untrained_model,
 )
@@ -50,15 +53,17 @@ from saelign.plan import (
     check,
     model_name,
     study_yaml,
+    tokenizers_of,
 )
-from saelign.report import write_figures, write_subspace_tables
+from saelign.report import write_figures, write_report, write_subspace_tables
 from saelign.results import (
     TRAINED,
     Run,
+    contexts_name,
+    decoder_tokens_name,
+    details_name,
     features_name,
     open_run,
-    contexts_name,
-    details_name,
     pairs_name,
     write_info,
     write_table,
@@ -86,6 +91,17 @@ from saelign.verdicts import Evidence
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how much of it is done, and how much there is."""
+
+logger = logging.getLogger(__name__)
+
+PROMOTED = 8
+"""Tokens that are told of each decoder row."""
+
+MOST_PRODUCTS = 4e12
+"""Operations a layer that a decoder may take to be unembedded on a CPU, about half a minute."""
+
+RESIDUAL = ("resid_post", "resid_pre")
+"""Sites where a decoder row adds to what the unembedding reads."""
 
 COMPONENTS = ("n_components", "n_components_a", "n_components_b")
 """Columns that are empty where a measure keeps no components."""
@@ -180,12 +196,25 @@ def run(
     info["seconds"] = round(time.monotonic() - started, 1)
     write_info(info, plan.out)
     shutil.rmtree(plan.out / "parts", ignore_errors=True)
+    write_page(finished, progress)
     if scores.loc[scores["control"] == TRAINED, "score"].isna().all():
         raise DegenerateError(
             f"at least one layer pair must be scored, none of {len(cells)} could be: "
             f"{scores['note'].iloc[0]} (pairs and their reasons are in {plan.out})"
         )
     return finished
+
+
+def write_page(finished: Run, progress: Progress) -> None:
+    """Write the report; a page that cannot be written is told, and loses no run."""
+    what = "write the report"
+    try:
+        write_report(finished, progress=lambda done, total: progress(what, done, total))
+    except Exception as error:  # the results are whole, whatever befalls the page
+        logger.warning(
+            "the report could not be written (%s); `saelign report %s` tries again: %s",
+            type(error).__name__, finished.folder, error,
+        )  # fmt: skip
 
 
 class Found:
@@ -247,6 +276,8 @@ def run_once(
                 plan, side, saes[side.key], about_words.phrases.tokens, info, progress,
                 of=", phrases",
             )  # fmt: skip
+        if index == 0:
+            keep_promoted_tokens(plan, side, saes[side.key], info, progress)
     shelf = Shelf(plan.forecast.room_for_layers)
     layers: dict[str, ShelfSide] = {}
     evidence: dict[str, dict[tuple[int, int], tuple[Evidence, Evidence]]] = {}
@@ -450,6 +481,49 @@ def collect_side(
             progress=lambda done, total, what=what: progress(what, done, total),
         )
     return found
+
+
+def keep_promoted_tokens(
+    plan: Plan, side: Side, load: Callable[[int], SAE], info: dict[str, Any], progress: Progress
+) -> None:
+    """Write which tokens each decoder row speaks for, where it adds to the residual stream.
+
+    Not for untrained twins, whose unembedding says nothing. `run.json` says where it was left out
+    and why.
+    """
+    paths = {layer: plan.out / decoder_tokens_name(side.key, layer) for layer in side.layers}
+    if side.twin_seed is not None or all(path.is_file() for path in paths.values()):
+        return
+    about = info["models"][side.key]
+    if side.model.place.name not in RESIDUAL:
+        about["decoder_tokens"] = "left out: decoder rows do not add to the residual stream"
+        return
+    tokenizer = tokenizers_of(plan.study, plan.given)[side.letter == "b"]
+    model = loader(plan, side)()
+    what = f"unembed decoder of {side_name(side)}"
+    for layer in told(side.layers, what, progress):
+        decoder = load(layer).W_dec
+        weight = unembedding_of(model, decoder.shape[1])
+        if weight is None:
+            about["decoder_tokens"] = "left out: the model has no unembedding that can be read"
+            return
+        products = 2.0 * len(weight) * decoder.numel()
+        if weight.device.type == "cpu" and products > MOST_PRODUCTS:
+            about["decoder_tokens"] = "left out: it takes minutes a layer without a GPU"
+            return
+        ids, logits = promoted_tokens(weight, decoder, top=min(PROMOTED, len(weight)))
+        known = {
+            int(i): tokenizer.decode([int(i)]) if i < len(tokenizer) else f"[{i}]"
+            for i in np.unique(ids)
+        }
+        table = pd.DataFrame(
+            {
+                "feature": np.arange(len(ids)),
+                "tokens": [[known[i] for i in row] for row in ids.tolist()],
+                "logits": list(logits),
+            }
+        )
+        write_table(table, paths[layer])
 
 
 def token_strings(plan: Plan, tokens: Tokens) -> dict[int, str]:

@@ -162,16 +162,21 @@ def in_order(run: Run, cells: pd.DataFrame) -> Iterator[dict[str, Any]]:
     if len(cells) == 0:
         return
     matchings = list(dict.fromkeys(cells["matching"]))
-    by = cells.get("held_out_correlation", pd.Series(0.0, cells.index)).fillna(-1.0)
+    by = pd.Series(0.0, cells.index)
+    if "held_out_correlation" in cells.columns:
+        by = cells["held_out_correlation"].astype(float).fillna(-1.0)
+    places = {
+        "control": run.controls,
+        "metric": run.metrics,
+        "matching": matchings,
+    }
     key = pd.DataFrame(
         {
-            "control": [run.controls.index(c) if c in run.controls else 99 for c in cells["control"]],
-            "metric": [run.metrics.index(m) if m in run.metrics else 99 for m in cells["metric"]],
-            "matching": cells["matching"].map(matchings.index),
-            "run": cells["run"],
-            "by": -by,
-        }
-    )
+            name: [known.index(value) if value in known else 99 for value in cells[name]]
+            for name, known in places.items()
+        },
+        index=cells.index,
+    ).assign(run=cells["run"], by=-by)
     # The study's own comparison, metric, matching and first run before all others.
     order = key.sort_values(["control", "metric", "matching", "run", "by"], kind="stable").index
     yield from cells.loc[order].to_dict("records")
@@ -316,7 +321,7 @@ def features_block(
         if len(own) and not side.endswith("_seed"):
             said = own.set_index("feature")["verdict"].reindex(table["feature"]).fillna("")
             columns["verdict"] = coded(said.tolist())
-    path = run.folder / decoder_tokens_name(side, layer)
+    path = run.folder / decoder_tokens_name(side, layer)  # nothing where it was not asked of
     if path.is_file():
         spoken = read_table(path)
         flat = [token for tokens in spoken["tokens"] for token in tokens]
@@ -400,9 +405,7 @@ def old_folder(run: Run, content: Content) -> Iterator[tuple[str, str]]:
         yield "activations of every token of a context, and maps", older
 
 
-def core_of(
-    run: Run, tables: dict[str, pd.DataFrame | None], content: Content
-) -> dict[str, Any]:
+def core_of(run: Run, tables: dict[str, pd.DataFrame | None], content: Content) -> dict[str, Any]:
     """What the page needs at once: what was compared, what is to be said, what there is."""
     info = run.info
     scores = tables["scores"]

@@ -1,4 +1,4 @@
-"""The report: one HTML file that holds a run, opens without a server and asks nothing of the web."""
+"""The report: one HTML file that holds a run and asks nothing of any server."""
 
 import base64
 import hashlib
@@ -19,6 +19,7 @@ FILE_NAME = "report.html"
 ROOM = 16 * 2**20
 """Bytes of a page, about: what most mail servers let through as an attachment."""
 
+
 def write_report(
     run: Run,
     path: str | Path | None = None,
@@ -31,7 +32,7 @@ def write_report(
     Args:
         run: The run; what its folder lacks the page says.
         path: Where it goes; `report.html` in the run's folder if None.
-        room: Bytes that it may have, about. Cells that find no room are told without their features.
+        room: Bytes that it may have, about. Cells that find no room are told without features.
         progress: Told how many cells are packed, and of how many.
 
     Raises:
@@ -48,8 +49,8 @@ def write_report(
 def page_of(name: str, blocks: Mapping[str, bytes]) -> str:
     """The page's text.
 
-    Scripts and styles are named by their hashes in the page's own policy, so that nothing else in it
-    can ever run, and nothing may be asked of any server.
+    Scripts and styles are named by their hashes in the page's own policy, so that nothing else in
+    it can ever run, and nothing may be asked of any server.
     """
     built = files("saelign.report").joinpath("page", "built")
     script = built.joinpath("report.js").read_text(encoding="utf-8")
@@ -64,6 +65,7 @@ def page_of(name: str, blocks: Mapping[str, bytes]) -> str:
         for key, block in blocks.items()
     )
     title = html.escape(f"{name} · saelign")
+    wait = f'<main class="wait"><h1>{html.escape(name)}</h1><p>Opening the report …</p></main>'
     return f"""<!doctype html>
 <html lang="en">
 <head>
@@ -78,9 +80,9 @@ def page_of(name: str, blocks: Mapping[str, bytes]) -> str:
 <style>{style}</style>
 </head>
 <body>
-<div id="app"><main class="wait"><h1>{html.escape(name)}</h1><p>Opening the report …</p></main></div>
+<div id="app">{wait}</div>
 <noscript><p>This page draws its figures with JavaScript, which is switched off here. The same
-numbers lie in the run's folder as CSV and Parquet files, with figures as SVG and PNG.</p></noscript>
+numbers lie in the run's folder as CSV and Parquet files, figures as SVG and PNG.</p></noscript>
 {data}
 <script>{script}</script>
 </body>

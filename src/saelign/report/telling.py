@@ -20,6 +20,14 @@ LOW_COVERAGE = 0.8
 UNSTABLE = 0.2
 """How far pc1 may differ between halves of the documents before a reader is told."""
 
+CONTROLS_TOLD = {
+    UNTRAINED: "untrained twins",
+    "document_shift": "shifted documents",
+    "seed_a": "A with itself through other SAEs",
+    "seed_b": "B with itself through other SAEs",
+}
+"""Controls as a sentence names them."""
+
 Tables = Mapping[str, pd.DataFrame | None]
 
 
@@ -59,7 +67,7 @@ def features_told(cells: pd.DataFrame) -> str:
     found = means[means["held_out_correlation"].notna()]
     if len(found) == 0:
         return "No layer pair has matched features that could be correlated on held-out text."
-    peak = found.loc[found["held_out_correlation"].idxmax()]
+    peak = found.iloc[int(found["held_out_correlation"].argmax())]
     held = with_interval(peak["held_out_correlation"], peak["held_out_low"], peak["held_out_high"])
     return (
         f"Matched features go together most at layer {peak['layer_a']} of A and {peak['layer_b']} "
@@ -76,7 +84,7 @@ def spaces_told(scores: pd.DataFrame, measure: str, null: str, n_runs: int) -> s
         return f"No layer pair kept enough pairs for {measure} to be computed."
     by = ["layer_a", "layer_b"]
     mean = scored.groupby(by)[["score", "null_mean", "calibrated", "p", "q"]].mean().reset_index()
-    best = mean.loc[mean["calibrated"].fillna(mean["score"]).idxmax()]
+    best = mean.iloc[int(mean["calibrated"].fillna(mean["score"]).argmax())]
     beat = scored.groupby(by)["q"].max().lt(SIGNIFICANCE).sum()
     n_cells = len(own[by].drop_duplicates())
     runs = f", mean of {n_runs} runs" if n_runs > 1 else ""
@@ -89,45 +97,39 @@ def spaces_told(scores: pd.DataFrame, measure: str, null: str, n_runs: int) -> s
         f"The spaces that their decoder rows span are most alike at A {best['layer_a']:.0f}, "
         f"B {best['layer_b']:.0f}: {measure} is {brief(best['score'])} where the {null} null gives "
         f"{brief(best['null_mean'])} (calibrated {brief(best['calibrated'])}, "
-        f"q = {best['q']:.2g}{runs}), and {told} after correction (q < {SIGNIFICANCE})."
+        f"q = {told_p(best['q'])}{runs}), and {told} after correction (q < .05)."
     )
+
+
+def told_p(p: float) -> str:
+    """A probability as it is told: .003, 2e-05."""
+    return f"{p:.2g}".removeprefix("0")
 
 
 def controls_told(cells: pd.DataFrame, scores: pd.DataFrame, measure: str) -> str:
     """How trained models stand against untrained ones, and against a model with itself."""
-
-    def means(control: str) -> tuple[float, float, float]:
-        of_cells = cells[cells["control"] == control]
-        of_scores = scores[scores["control"] == control]
-        return (
-            float(of_cells["held_out_correlation"].mean()),
-            float(of_cells["mean_within_token"].mean()),
-            float(of_scores["calibrated"].mean()),
-        )
-
-    there = set(cells["control"])
-    told = []
-    held, within, calibrated = means(TRAINED)
-    for control, words in (
-        (UNTRAINED, "untrained twins of both models"),
-        ("document_shift", "B's documents shifted against A's"),
-        ("seed_a", "A with itself through other SAEs"),
-        ("seed_b", "B with itself through other SAEs"),
-    ):
-        if control in there:
-            h, w, c = means(control)
-            parts = [brief(v, 2) for v in (h, w, c)]
-            told.append(f"{words} {parts[0]}, {parts[1]} and {parts[2]}")
-    if not told:
+    there = [control for control in CONTROLS_TOLD if control in set(cells["control"])]
+    if not there:
         return (
             "No control was run, so nothing here says how much two untrained models share, or a "
             "model with itself."
         )
-    own = ", ".join(brief(v, 2) for v in (held, within)) + f" and {brief(calibrated, 2)}"
-    return (
-        f"Over all layer pairs held-out correlation, within-token correlation and calibrated "
-        f"{measure} are {own} on average; {'; '.join(told)}."
-    )
+    told = []
+    for what, table, column in (
+        ("held-out correlation", cells, "held_out_correlation"),
+        ("within-token correlation", cells, "mean_within_token"),
+        (f"calibrated {measure}", scores, "calibrated"),
+    ):
+        means = table.groupby("control")[column].mean()
+        beside = [
+            f"{brief(float(means[control]), 2)} for {CONTROLS_TOLD[control]}"
+            for control in there
+            if control in means.index and np.isfinite(means[control])
+        ]
+        own = brief(float(means.get(TRAINED, np.nan)), 2)
+        listed = " and ".join([", ".join(beside[:-1]), beside[-1]] if beside[1:] else beside)
+        told.append(f"{what} is {own}" + (f", against {listed}" if listed else ""))
+    return f"On average over all layer pairs {'; '.join(told)}."
 
 
 def warnings_told(info: Mapping[str, Any], tables: Tables) -> list[str]:
@@ -148,11 +150,11 @@ def warnings_told(info: Mapping[str, Any], tables: Tables) -> list[str]:
         share = own["n_dead"] / own["n_features"]
         worst = own[share > 0.1]
         if len(worst):
-            at = share.idxmax()
+            most = own.iloc[int(share.argmax())]
             found.append(
                 f"Dead features: more than a tenth in {len(worst)} of {len(own)} layers; most at "
-                f"{str(own.loc[at, 'model']).upper()} {own.loc[at, 'layer']}, "
-                f"{share.loc[at]:.0%} never fire in this text."
+                f"{str(most['model']).upper()} {most['layer']}, "
+                f"{share.max():.0%} never fire in this text."
             )
     scores = tables["scores"]
     if scores is not None and len(scores):
@@ -168,7 +170,7 @@ def unstable_component(scores: pd.DataFrame) -> list[str]:
     n = int((apart > UNSTABLE).sum())
     if n == 0 or not np.isfinite(apart.max()):
         return []
-    worst = pc1.loc[apart.idxmax()]
+    worst = pc1.iloc[int(apart.argmax())]
     return [
         f"Unstable first component: pc1 differs by more than {UNSTABLE} between halves of the "
         f"documents in {n} of {len(pc1)} cells; at A {worst['layer_a']}, B {worst['layer_b']} it "

@@ -114,7 +114,7 @@ function Scores({ choice, cell }) {
         <caption>Scores of the kept pairs, each beside chance</caption>
         <thead>
           <tr>
-            <th scope="col">measure</th><th scope="col">null</th><th scope="col">score</th>
+            <th scope="col">measure</th><th scope="col" class="text">null</th><th scope="col">score</th>
             <th scope="col">null mean ± sd</th><th scope="col">calibrated</th><th scope="col">z</th>
             <th scope="col">p</th><th scope="col">q</th><th scope="col">pairs</th><th scope="col">shuffles</th>
           </tr>
@@ -151,7 +151,7 @@ function Funnel({ row, width, choice, cell }) {
     ["correlate enough: kept", row.n_kept, "pair kept"],
   ];
   const most = Math.max(...steps.map(([, n]) => n), 1);
-  const left = 142;
+  const left = 164;
   const w = Math.max(280, Math.min(620, width));
   const x = scaleLinear([0, most], [0, w - left - 58]);
   const line = 27;
@@ -203,37 +203,48 @@ function Distribution({ block, chance, width, choice, cell }) {
   const used = all.map((n, i) => n + (shifted?.[i] ?? 0) > 0 ? i : -1).filter((i) => i >= 0);
   const from = used.length ? Math.min(used[0], bins / 2) : bins / 2;
   const to = used.length ? Math.max(used.at(-1) + 1, bins / 2 + 10) : bins;
-  const top = Math.max(1, ...all, ...(shifted ?? []));
   const w = Math.max(280, Math.min(620, width));
-  const h = 216;
-  const x = scaleLinear([at(from), at(to)], [44, w - 10]);
-  const y = scaleLinear([0, top], [h - 40, 10]).nice(4);
-  const bar = (x(at(1)) - x(at(0)));
-  const steps = (values) => values.slice(from, to).map((n, i) =>
-    `${i === 0 ? "M" : "L"}${x(at(from + i))},${y(n)}H${x(at(from + i + 1))}`).join("");
+  const x = scaleLinear([at(from), at(to)], [48, w - 16]);
+  const panels = [{ told: name(control), values: all, of: kept, high: shifted ? 118 : 176 },
+    ...(shifted ? [{ told: "document shift", values: shifted, high: 74, chance: true }] : [])];
+  let begin = 6;
+  for (const panel of panels) {
+    panel.top = begin;
+    panel.y = scaleLinear([0, Math.max(1, ...panel.values)], [begin + panel.high, begin + 14]).nice(3);
+    begin += panel.high + 12;
+  }
+  const h = begin + 34;
+  const bar = x(at(1)) - x(at(0));
   const title = "Correlations of matched features";
+  const total = (values) => count(values.reduce((s, n) => s + n, 0));
   return (
     <Figure title={title} file={`distribution_A${cell.a}_B${cell.b}_${choice.control}`}
-      note={shifted ? "Orange: the same matching with B's documents shifted, where nothing belongs together."
-        : "No document shift was run for this comparison: it would show what matching alone makes of chance."}
+      note={shifted ? "Below: the same matching with B's documents shifted, where nothing belongs together."
+        : control === "document_shift" ? "B's documents are shifted: nothing belongs together here."
+          : "No document shift was run for this comparison: it would show what matching alone makes of chance."}
       rows={() => all.map((n, i) => ({ from: at(i), to: at(i + 1), pairs: n, kept: kept[i], document_shift: shifted?.[i] }))}>
-      <svg data-figure width={w} height={h} role="img" aria-label={`${title}: histogram of ${count(all.reduce((s, n) => s + n, 0))} pairs`}>
-        {y.ticks(4).map((t) => (
-          <g key={t}><line x1="44" x2={w - 10} y1={y(t)} y2={y(t)} class="rule" />
-            <text x="38" y={y(t)} class="axis" text-anchor="end" dominant-baseline="central">{count(t)}</text></g>
-        ))}
-        {all.slice(from, to).map((n, i) => (
-          <g key={i}>
-            <rect x={x(at(from + i)) + 0.5} y={y(n)} width={Math.max(0.5, bar - 1)} height={y(0) - y(n)} class="bar all" />
-            <rect x={x(at(from + i)) + 0.5} y={y(kept[from + i])} width={Math.max(0.5, bar - 1)}
-              height={y(0) - y(kept[from + i])} class="bar pair kept" />
+      <svg data-figure width={w} height={h} role="img" aria-label={`${title}: histogram of ${total(all)} pairs`}>
+        {panels.map((panel) => (
+          <g key={panel.told}>
+            {panel.y.ticks(3).map((t) => (
+              <g key={t}><line x1="48" x2={w - 16} y1={panel.y(t)} y2={panel.y(t)} class="rule" />
+                <text x="42" y={panel.y(t)} class="axis" text-anchor="end" dominant-baseline="central">{count(t)}</text></g>
+            ))}
+            <text x={w - 16} y={panel.top + 4} class="axis strong" text-anchor="end" dominant-baseline="central">{panel.told}, {total(panel.values)} pairs</text>
+            {panel.values.slice(from, to).map((n, i) => n > 0 && (
+              <g key={i}>
+                <rect x={x(at(from + i)) + 0.5} y={panel.y(n)} width={Math.max(0.5, bar - 1)} height={panel.y(0) - panel.y(n)}
+                  class={panel.chance ? "bar chance" : "bar all"} />
+                {panel.of && <rect x={x(at(from + i)) + 0.5} y={panel.y(panel.of[from + i])} width={Math.max(0.5, bar - 1)}
+                  height={panel.y(0) - panel.y(panel.of[from + i])} class="bar pair kept" />}
+              </g>
+            ))}
           </g>
         ))}
-        {shifted && <path d={steps(shifted)} class="line chance" fill="none" />}
         {x.ticks(6).map((t) => (
-          <text key={t} x={x(t)} y={h - 24} class="axis" text-anchor="middle">{score(t, 2)}</text>
+          <text key={t} x={x(t)} y={h - 26} class="axis" text-anchor="middle">{score(t, 2)}</text>
         ))}
-        <text x={(44 + w - 10) / 2} y={h - 6} class="axis name" text-anchor="middle">correlation of a pair ({name(choice.metric)})</text>
+        <text x={(48 + w - 16) / 2} y={h - 7} class="axis name" text-anchor="middle">correlation of a pair ({name(choice.metric)})</text>
       </svg>
       <ul class="keys">
         <li><i class="key all" /> all pairs</li><li><i class="key kept" /> kept pairs</li>

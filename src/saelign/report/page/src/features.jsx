@@ -56,7 +56,7 @@ export function PairRows({ pairs, shown, cell }) {
   return (
     <div class="scroll" tabIndex={0} role="region" aria-label="Strongest kept pairs">
       <table class="numbers">
-        <thead><tr><th scope="col">A's feature</th><th scope="col">B's feature</th>
+        <thead><tr><th scope="col">A's feature</th><th scope="col" class="text">B's feature</th>
           <th scope="col">correlation</th><th scope="col">within-token</th><th scope="col">margin</th>
           <th scope="col">mutual best</th></tr></thead>
         <tbody>
@@ -115,13 +115,13 @@ function Browser({ choice, cell, address }) {
   const at = wanted ? found.findIndex((i) => pairs.a(i) === wanted[0] && pairs.b(i) === wanted[1]) : -1;
   const all = wanted && at === -1
     ? [...Array(pairs.block.n).keys()].find((i) => pairs.a(i) === wanted[0] && pairs.b(i) === wanted[1]) : undefined;
+  const place = wanted ? at : 0;
   const current = at >= 0 ? found[at] : all ?? found[0];
   const show = (place) => {
     const i = found[Math.max(0, Math.min(found.length - 1, place))];
     if (i === undefined) return;
     go({ view: "features", cell: undefined, pair: `${cell.a}-${cell.b}:${pairs.a(i)}-${pairs.b(i)}` }, { quietly: true });
   };
-  const place = Math.max(0, at);
   const concepts = [...new Set([...(known(pairs.fa, "concepts")), ...(known(pairs.fb, "concepts"))]
     .flatMap((told) => told.split("\t")).filter(Boolean))].sort();
   return (
@@ -150,11 +150,11 @@ function Browser({ choice, cell, address }) {
               top_token_a: tokenOf(pairs.fa, pairs.a(i)), top_token_b: tokenOf(pairs.fb, pairs.b(i)),
             }))} /></p>
           {found.length === 0 ? <Absent>No pair fits.</Absent>
-            : <List pairs={pairs} found={found} at={place} show={show} />}
+            : <List pairs={pairs} found={found} at={Math.max(0, place)} show={show} />}
         </div>
         {current === undefined ? <Absent>No pair to show.</Absent> : (
           <Pair pairs={pairs} i={current} contexts={contexts} choice={choice} cell={cell}
-            place={at} n={found.length} show={show} />
+            place={place} n={found.length} show={show} />
         )}
       </div>
     </>
@@ -289,7 +289,7 @@ function Pair({ pairs, i, contexts, choice, cell, place, n, show }) {
           <li><span>within-token</span><strong>{score(pairs.get("within_token", i))}</strong></li>
           <li><span>margin</span><strong>{score(pairs.get("margin", i))}</strong></li>
           <li><span>mutual best</span><strong>{pairs.mutual(i) ? "yes" : "no"}</strong></li>
-          <li><span>filters</span><strong class={reason ? "bad" : "good"}>{reason ? name(reason) : "kept"}</strong></li>
+          <li><span>filters</span><strong class={reason ? "bad long" : "good"}>{reason ? name(reason) : "kept"}</strong></li>
         </ul>
         <div class="steps" role="group" aria-label="Other pairs">
           <button type="button" onClick={() => show(place - 1)} disabled={place <= 0}>← Previous <kbd>k</kbd></button>

@@ -14,14 +14,16 @@ const bare = (value) => value === null || value === undefined || Number.isNaN(va
 /** A count with thousands parted. */
 export const count = (value) => (bare(value) ? missing : minus(whole(Math.round(value))));
 /** A score or correlation: .312 */
-export const score = (value, digits = 3) =>
-  bare(value) ? missing : (digits === 2 ? two : three)(value).replace(/^-?0\.000?$/, (t) =>
-    t.replace("-", "")).replace(/^\u2212?(-?)0\./, "$1.").replace("-", "\u2212");
+export const score = (value, digits = 3) => {
+  if (bare(value)) return missing;
+  const text = (digits === 2 ? two : three)(Object.is(value, -0) ? 0 : value);
+  return text.replace(/^([-\u2212]?)0\./, (_, sign) => `${sign ? "\u2212" : ""}.`).replace(/^\u2212(\.0+)$/, "$1");
+};
 /** A probability: .003, 2e-5 */
 export const probability = (value) => {
   if (bare(value)) return missing;
   if (value >= 0.9995) return "1";
-  if (value >= 0.001) return value.toPrecision(2).replace(/^0\./, ".").replace(/^1\.0$/, "1");
+  if (value >= 0.00095) return value.toPrecision(2).replace(/^0\./, ".").replace(/^1\.0$/, "1");
   const [front, power] = value.toExponential(0).split("e");
   return `${front}e\u2212${Math.abs(Number(power))}`;
 };
@@ -46,6 +48,11 @@ const TOLD = {
 };
 /** A name of the run in words. */
 export const name = (text) => TOLD[text] ?? String(text);
+
+const SITES = { resid_post: "residual stream after a block", resid_pre: "residual stream before a block",
+  mlp_out: "MLP output", attn_out: "attention output", attn_z: "attention heads' outputs" };
+/** Where in a block a model is read, in words. */
+export const site = (about) => about && (SITES[about.name] ?? String(about.name));
 
 /** The last part of a model's path or hub name. */
 export const short = (model) => String(model ?? "").replace(/\/+$/, "").split("/").pop();

@@ -82,8 +82,8 @@ export function Heat({ grid, scale, width, onOpen, selected, small = false, labe
   const up = [...layersA].reverse();
   const left = small ? 22 : 46;
   const foot = small ? 20 : 40;
-  const size = Math.max(small ? 7 : 15, Math.min(small ? 26 : 72, (width - left - 6) / layersB.length));
-  const high = Math.min(size, small ? 22 : 52);
+  const size = Math.max(small ? 7 : 15, Math.min(small ? 26 : 88, (width - left - 6) / layersB.length));
+  const high = Math.min(size, small ? 22 : 58);
   const w = left + size * layersB.length + 6;
   const h = 4 + high * up.length + foot;
   const step = Math.max(1, Math.ceil((small ? 14 : 20) / size));
@@ -293,13 +293,14 @@ export function GridView({ address }) {
   const open = (a, b) => go({ view: "cell", cell: `${a}-${b}`, pair: undefined });
   const others = [...core.controls, ...core.controls
     .filter((c) => ["untrained", "document_shift"].includes(c)).map((c) => `minus_${c}`)];
+  const split = others.length > 1 && width > 860 && (grid?.layersB.length ?? 0) <= 8;
   const empty = !grid || grid.cells.size === 0;
   const title = `${quantityTold(choice)} \u00b7 ${comparisonTold(choice.control)}`;
   return (
-    <section aria-labelledby="grid-title">
+    <section aria-labelledby="grid-title" ref={ref}>
       <h2 id="grid-title">Layer grid</h2>
       <Switches choice={choice} />
-      <div ref={ref}>
+      <div class={split ? "grid-layout split" : "grid-layout"}>
         {empty ? (
           <Absent>The run holds no such numbers{run.core.complete ? "." : ": it was not finished."}</Absent>
         ) : (
@@ -307,7 +308,7 @@ export function GridView({ address }) {
             <Figure wide title={title} file={`grid_${choice.measure}_${choice.value}_${choice.control}`}
               note={`${name(choice.matching)}${choice.subspace ? `, features of ${choice.subspace}` : ""}. Arrows move from cell to cell; a click or Enter opens one.`}
               rows={() => gridRows(grid)}>
-              <Heat grid={grid} scale={scale} width={width} onOpen={open} label={title}
+              <Heat grid={grid} scale={scale} width={split ? width * 0.52 - 40 : width - 40} onOpen={open} label={title}
                 selected={choice.cell ? `${choice.cell.a}-${choice.cell.b}` : null} />
               <Legend scale={scale} value={choice.value}
                 hatched={QUANTITIES[choice.value].of === "scores" && grid.kind !== "difference"} />
@@ -315,6 +316,7 @@ export function GridView({ address }) {
             {others.length > 1 && (
               <div class="beside">
                 <h3>The same quantity in every comparison, on one colour scale</h3>
+                <p class="note">Differences have a scale of their own: white is none, purple is more in trained models, orange less.</p>
                 <div class="multiples">
                   {others.map((control) => {
                     const one = gridOf({ ...choice, control });
@@ -322,12 +324,13 @@ export function GridView({ address }) {
                     const own = control.startsWith("minus_")
                       ? scaleOf([...one.cells.values()].map((c) => c.value), "difference") : (choice.control.startsWith("minus_") ? commonScale({ ...choice, control }) : scale);
                     const told = comparisonTold(control);
+                    const none = [...one.cells.values()].every((c) => !Number.isFinite(c.value));
                     return (
                       <div key={control} class={control === choice.control ? "multiple on" : "multiple"}>
                         <button type="button" class="quiet" aria-pressed={control === choice.control}
                           onClick={() => go({ control, view: "grid" }, { quietly: true })}>{told}</button>
-                        <Heat small grid={one} scale={own} width={190} label={`${told}: ${quantityTold(choice)}`}
-                          onOpen={() => go({ control, view: "grid" }, { quietly: true })} />
+                        {none ? <p class="note">no cell has this number</p> : <Heat small grid={one} scale={own} width={190} label={`${told}: ${quantityTold(choice)}`}
+                          onOpen={() => go({ control, view: "grid" }, { quietly: true })} />}
                       </div>
                     );
                   })}

@@ -1,10 +1,11 @@
 // What was compared, what came of it, and what to be careful about.
 
+import { scaleLinear } from "d3-scale";
 import { useRef } from "preact/hooks";
 import { rows } from "./blocks.js";
 import { chosen, gridOf, run, sideTold } from "./data.js";
 import { Figure } from "./figure.jsx";
-import { count, name, percent, short } from "./format.js";
+import { count, name, percent, score, short, site } from "./format.js";
 import { Heat, Legend, commonScale, gridRows, quantityTold } from "./grid.jsx";
 import { Pairs, useWidth } from "./parts.jsx";
 import { go, link } from "./state.js";
@@ -97,6 +98,64 @@ function VerdictBars({ width }) {
   );
 }
 
+/** Every layer pair of every comparison as a dot: what was found beside what controls give. */
+function Strips({ choice, width }) {
+  const { core } = run;
+  const quantities = [
+    ["held_out_correlation", "held-out correlation"], ["mean_within_token", "within-token correlation"],
+    ...(core.measure ? [["calibrated", `calibrated ${core.measure}`]] : []),
+  ];
+  const data = quantities.map(([value, told]) => ({ value, told, rows: core.controls.map((control) => ({
+    control, values: [...(gridOf({ ...choice, control, value, measure: core.measure, kept: false, subspace: "" })?.cells.values() ?? [])]
+      .filter((c) => Number.isFinite(c.value)),
+  })) }));
+  const left = 118;
+  const w = Math.max(300, Math.min(640, width));
+  const line = 19;
+  const high = line * core.controls.length + 44;
+  const flat = data.flatMap((d) => d.rows.flatMap((r) => r.values.map((c) => c.value)));
+  const x = scaleLinear([Math.min(0, ...flat), Math.max(0.1, ...flat)], [left, w - 14]).nice(5);
+  const title = "Every layer pair, beside its controls";
+  return (
+    <Figure title={title} file="controls" note="A dot is a layer pair, the bar their mean."
+      rows={() => data.flatMap((d) => d.rows.flatMap((r) => r.values.map((c) => ({
+        quantity: d.told, comparison: r.control, layer_a: c.layer_a, layer_b: c.layer_b, value: c.value }))))}>
+      <svg data-figure width={w} height={high * data.length + 18} role="img"
+        aria-label={`${title}: ${data.map((d) => `${d.told} ${d.rows.map((r) => `${name(r.control)} ${mean(r.values)}`).join(", ")}`).join("; ")}`}>
+        {data.map((d, k) => (
+          <g key={d.value} transform={`translate(0 ${k * high})`}>
+            <text x="0" y="12" class="axis strong">{d.told}</text>
+            {x.ticks(6).map((t) => (
+              <line key={t} x1={x(t)} x2={x(t)} y1="20" y2={high - 16} class="rule" />
+            ))}
+            {d.rows.map((r, i) => {
+              const y = 20 + line * i + line / 2;
+              const m = r.values.reduce((s, c) => s + c.value, 0) / r.values.length;
+              return (
+                <g key={r.control}>
+                  <text x={left - 10} y={y} class="axis" text-anchor="end" dominant-baseline="central">{name(r.control)}</text>
+                  {r.values.length === 0 && <text x={left + 4} y={y} class="axis" dominant-baseline="central">not scored</text>}
+                  {r.values.map((c) => (
+                    <circle key={`${c.layer_a}-${c.layer_b}`} cx={x(c.value)} cy={y} r="3.6" class={r.control === "trained" ? "dot own" : "dot"}>
+                      <title>{`A ${c.layer_a}, B ${c.layer_b}: ${score(c.value)}`}</title>
+                    </circle>
+                  ))}
+                  {r.values.length > 0 && <line x1={x(m)} x2={x(m)} y1={y - 8} y2={y + 8} class="line middle" />}
+                </g>
+              );
+            })}
+            {x.ticks(6).map((t) => (
+              <text key={t} x={x(t)} y={high - 3} class="axis" text-anchor="middle">{score(t, 2)}</text>
+            ))}
+          </g>
+        ))}
+      </svg>
+    </Figure>
+  );
+}
+
+const mean = (cells) => (cells.length ? score(cells.reduce((s, c) => s + c.value, 0) / cells.length) : "not scored");
+
 /** A side: model, where it is read, SAEs. */
 function SideCard({ side }) {
   const { core } = run;
@@ -114,7 +173,7 @@ function SideCard({ side }) {
       <h3><span class={`badge ${side}`}>{side.toUpperCase()}</span> <bdi>{short(about.name)}</bdi></h3>
       <Pairs of={[
         ["model", about.name && <bdi>{String(about.name)}</bdi>],
-        ["read at", about.site?.name && String(about.site.name).replaceAll("_", " ")],
+        ["read at", site(about.site)],
         ["layers", layers.map((l) => l.layer).join(", ") || undefined],
         ["features", layers.length ? `${[...new Set(layers.map((l) => count(l.n_features)))].join(", ")} a layer` : undefined],
         ["never fire here", all ? percent(dead / all, 1) : undefined],
@@ -131,6 +190,8 @@ export function Overview({ address }) {
   const grid = gridOf({ ...choice, control: "trained" });
   const ref = useRef(null);
   const width = useWidth(ref);
+  const split = width > 860 && (grid?.layersB.length ?? 0) <= 12;
+  const scale = commonScale({ ...choice, control: "trained" });
   const tokens = [...new Set(core.text.map((t) => count(t.n_tokens)))].join(", ");
   const source = core.study?.text?.source;
   return (
@@ -164,15 +225,17 @@ export function Overview({ address }) {
         </div>
       </div>
       {grid && grid.cells.size > 0 && (
-        <Figure wide title={`${quantityTold(choice)}, layer by layer`} file="overview_grid"
-          note="A click opens the cell: its pairs, its chance, its features." rows={() => gridRows(grid)}>
-          <Heat grid={grid} scale={commonScale({ ...choice, control: "trained" })} width={width}
-            label={`${quantityTold(choice)}, layer by layer`}
-            onOpen={(a, b) => go({ view: "cell", cell: `${a}-${b}`, pair: undefined })} />
-          <Legend scale={commonScale({ ...choice, control: "trained" })} value={choice.value} />
-        </Figure>
+        <div class={split ? "grid-layout split" : "grid-layout"}>
+          <Figure title={`${quantityTold(choice)}, layer by layer`} file="overview_grid"
+            note={<>A click opens the cell: its pairs, its chance, its features. <a href={link({ view: "grid" })}>All switches</a></>} rows={() => gridRows(grid)}>
+            <Heat grid={grid} scale={scale} width={split ? width * 0.52 - 40 : width - 40}
+              label={`${quantityTold(choice)}, layer by layer`}
+              onOpen={(a, b) => go({ view: "cell", cell: `${a}-${b}`, pair: undefined })} />
+            <Legend scale={scale} value={choice.value} />
+          </Figure>
+          <Strips choice={choice} width={split ? width * 0.44 - 30 : width - 36} />
+        </div>
       )}
-      {grid && grid.cells.size > 0 && <p><a href={link({ view: "grid" })}>All switches of the grid</a></p>}
       {run.tables.verdict_shares && <VerdictBars width={width} />}
     </section>
   );
