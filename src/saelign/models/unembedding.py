@@ -1,5 +1,7 @@
 """Which tokens a direction in the residual stream speaks for."""
 
+from typing import Any
+
 import numpy as np
 import torch
 from jaxtyping import Float, Float32, Int64
@@ -14,8 +16,8 @@ def unembedding_of(model: nn.Module, d_model: int) -> Float[Tensor, "token d_mod
 
     A model without a head for tokens has none, and quantized weights are no matrix.
     """
-    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
-    weight = getattr(head, "weight", None)
+    find: Any = getattr(model, "get_output_embeddings", None)
+    weight = None if find is None else getattr(find(), "weight", None)
     if not isinstance(weight, Tensor) or not weight.is_floating_point() or weight.ndim != 2:
         return None
     return weight.detach() if weight.shape[1] == d_model else None

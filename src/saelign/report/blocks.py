@@ -42,7 +42,7 @@ def fixed(values: Any, scale: float) -> Column:
     return Column(whole.astype(np.int16), scale=scale)
 
 
-def coded(values: Sequence[Any]) -> Column:
+def coded(values: Sequence[Any] | np.ndarray) -> Column:
     """Texts (or anything JSON holds) as places in the list of those that there are."""
     codes, known = pd.factorize(pd.Series(values, dtype=object), use_na_sentinel=False)
     listed = [None if pd.isna(v) else v for v in known]

@@ -179,7 +179,8 @@ def in_order(run: Run, cells: pd.DataFrame) -> Iterator[dict[str, Any]]:
     ).assign(run=cells["run"], by=-by)
     # The study's own comparison, metric, matching and first run before all others.
     order = key.sort_values(["control", "metric", "matching", "run", "by"], kind="stable").index
-    yield from cells.loc[order].to_dict("records")
+    for row in cells.loc[order].to_dict("records"):
+        yield {str(name): value for name, value in row.items()}
 
 
 def cell_key(row: dict[str, Any]) -> str:
@@ -211,8 +212,6 @@ def add_cell(
     for side, layer in zip(sides_of(row["control"]), (row["layer_a"], row["layer_b"]), strict=True):
         place = f"{side}/{row['run']}/{layer}"
         of_run = int(row["run"])
-        if f"features/{place}" in content.blocks:
-            continue
         add(
             content,
             f"features/{place}",
@@ -229,7 +228,7 @@ def add_cell(
 
 def add(content: Content, name: str, make: Callable[[], bytes | None], room: int) -> None:
     """Add a block if the folder has what it needs, and the page room for it."""
-    if name in content.left_out:
+    if name in content.left_out or name in content.blocks:
         return
     if content.n_bytes >= room:
         content.left_out.append(name)
@@ -342,25 +341,23 @@ def contexts_block(run: Run, side: str, layer: int, of_run: int) -> bytes | None
         return contexts_without_activations(run, side, layer, of_run)
     table = read_table(path)
     n = int(read_table(run.folder / features_name(side, layer, of_run))["feature"].max()) + 1
-    values = table["activations"].to_list()
-    peaks = table.groupby("feature")["activations"].transform(
-        lambda group: max((float(np.nanmax(v)) for v in group if len(v)), default=1.0)
-    )
-    acts = [
-        np.where(np.isnan(v), 255, np.round(np.nan_to_num(v) / p * ACTS).clip(0, ACTS))
-        for v, p in zip(values, peaks, strict=True)
-    ]
-    flat = [token for tokens in table["tokens"] for token in tokens]
+    length = table["tokens"].map(len).to_numpy()
+    none = np.zeros(0)
+    acts = np.concatenate([none, *table["activations"]])
+    whose = np.repeat(table["feature"].to_numpy(), length)
+    peaks = np.full(n, 1e-30)
+    np.maximum.at(peaks, whose, np.nan_to_num(acts))
+    steps = np.round(np.nan_to_num(acts) / peaks[whose] * ACTS).clip(0, ACTS)
+    steps[np.isnan(acts)] = 255
+    flat = np.concatenate([none.astype(object), *table["tokens"]])
     return packed(
         {
             "count": np.bincount(table["feature"], minlength=n),
-            "length": [len(tokens) for tokens in table["tokens"]],
+            "length": length,
             "at": table["at"],
             "document": table["document"],
             "token": coded(flat),
-            "activation": np.concatenate(acts).astype(np.uint8)
-            if acts
-            else np.zeros(0, dtype=np.uint8),
+            "activation": steps.astype(np.uint8),
         },
         n=n,
         told="activations",

@@ -5,7 +5,7 @@ import { useMemo, useRef, useState } from "preact/hooks";
 import { has, rows } from "./blocks.js";
 import { scaleOf } from "./colour.js";
 import {
-  cellName, cellRow, chosen, peakCell, realControl, run, runIndex, sideTold, sidesOf, valuesIn,
+  cellName, cellRow, chosen, peakCell, realControl, run, runIndex, sideTold, sidesOf, matchingsOf,
 } from "./data.js";
 import { Figure } from "./figure.jsx";
 import { count, missing, name, percent, probability, score, z } from "./format.js";
@@ -35,9 +35,9 @@ export function CellPicker({ choice, cell, view }) {
         options={b.map((l) => [l, `layer ${l}`])} />
       <Choice label="Comparison" value={control} options={run.core.controls.map((c) => [c, name(c)])}
         onChange={(v) => go({ view, control: v, pair: undefined }, { quietly: true })} />
-      {valuesIn("cells", "matching").length > 1 && (
+      {matchingsOf().length > 1 && (
         <Choice label="Matching" value={choice.matching}
-          options={valuesIn("cells", "matching").map((m) => [m, name(m)])}
+          options={matchingsOf().map((m) => [m, name(m)])}
           onChange={(v) => go({ view, matching: v, pair: undefined }, { quietly: true })} />
       )}
       {run.core.metrics.length > 1 && (
@@ -76,7 +76,7 @@ export function CellView({ address }) {
       {row?.note && <Absent>{row.note}</Absent>}
       <Scores choice={choice} cell={cell} />
       <div class="columns">
-        {row && <Funnel row={row} width={inner} choice={choice} cell={cell} />}
+        {row && Number.isFinite(row.n_features_a) && <Funnel row={row} width={inner} choice={choice} cell={cell} />}
         <Behind choice={choice} cell={cell} width={inner} />
       </div>
       <Matched choice={choice} cell={cell} />

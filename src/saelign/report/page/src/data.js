@@ -32,7 +32,7 @@ export function chosen(address) {
   const pick = (name, known, fallback) =>
     known.map(String).includes(address[name]) ? address[name] : fallback;
   const controls = core.controls;
-  const matchings = valuesIn("cells", "matching");
+  const matchings = matchingsOf();
   const runs = core.seeds.map((_, i) => String(i));
   const many = runs.length > 1;
   const differences = controls.filter((c) => ["untrained", "document_shift"].includes(c))
@@ -52,6 +52,13 @@ export function chosen(address) {
     cell: cellOf(address.cell ?? address.pair?.split(":")[0]),
     pair: address.pair?.split(":")[1]?.split("-").map(Number),
   };
+}
+
+/** How features were matched; of an unfinished run as the names of its blocks tell. */
+export function matchingsOf() {
+  const told = valuesIn("cells", "matching");
+  if (told.length) return told;
+  return [...new Set(run.core.blocks.filter((n) => n.startsWith("pairs/")).map((n) => n.split("/")[4]))];
 }
 
 export const subspaces = () => valuesIn("subspaces", "subspace");

@@ -319,7 +319,7 @@ function Feature({ side, layer, feature, features, contexts, opening }) {
     <article class={`feature ${letter}`} aria-label={`Feature ${feature} of ${sideTold(side)}, layer ${layer}`}>
       <header>
         <h3><span class={`badge ${letter}`}>{letter.toUpperCase()}</span> {feature}
-          <small> layer {layer}{side.length > 1 ? ` · ${sideTold(side)}` : ""} · <bdi>{short(model.name)}</bdi></small></h3>
+          <small> layer {layer}{side.length > 1 ? ` · ${sideTold(side)}` : ""}{model.name && <> · <bdi>{short(model.name)}</bdi></>}</small></h3>
         {where && <a href={`https://www.neuronpedia.org/${where.split("/").map(encodeURIComponent).join("/")}/${feature}`}
           target="_blank" rel="noopener noreferrer">Neuronpedia</a>}
       </header>

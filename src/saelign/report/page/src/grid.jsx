@@ -3,7 +3,7 @@
 import { useRef, useState } from "preact/hooks";
 import { isLight, scaleOf } from "./colour.js";
 import {
-  MEAN, QUANTITIES, SPREAD, chosen, gridOf, nullsOf, run, sideTold, sidesOf, subspaces, valuesIn,
+  MEAN, QUANTITIES, SPREAD, chosen, gridOf, nullsOf, run, sideTold, sidesOf, subspaces, matchingsOf,
 } from "./data.js";
 import { Figure } from "./figure.jsx";
 import { count, name, number, probability, score, z } from "./format.js";
@@ -256,7 +256,7 @@ export function Switches({ choice }) {
       <Choice label="Comparison" value={choice.control} onChange={set("control")}
         options={controls.map((c) => [c, comparisonTold(c)])} />
       <Choice label="Matching" value={choice.matching} onChange={set("matching")}
-        options={valuesIn("cells", "matching").map((m) => [m, name(m)])} />
+        options={matchingsOf().map((m) => [m, name(m)])} />
       {core.metrics.length > 1 && (
         <Choice label="Matched by" value={choice.metric} onChange={set("metric")}
           options={core.metrics.map((m) => [m, name(m)])} />

@@ -70,6 +70,8 @@ function Maps({ choice, cell, address }) {
               onClick={() => hover && openPair(hover.k, hover.f)} class="map">
               <text x="0" y="13" class="axis strong">{sideTold(k ? sideB : sideA)}, layer {k ? cell.b : cell.a}</text>
               <rect x="0.5" y="22.5" width={size - 1} height={size - 1} rx="6" class="ground" />
+              <text x={size - 8} y={size + 14} class="axis" text-anchor="end">first component →</text>
+              <text transform={`translate(16 30) rotate(-90)`} class="axis" text-anchor="end">second component →</text>
               <image href={images[k]} x="0" y="22" width={size} height={size} />
               {shownOf(k).map((f) => {
                 const [x, y] = at(k, f);

@@ -159,7 +159,7 @@ const mean = (cells) => (cells.length ? score(cells.reduce((s, c) => s + c.value
 /** A side: model, where it is read, SAEs. */
 function SideCard({ side }) {
   const { core } = run;
-  const about = core.models[side] ?? {};
+  const about = core.models[side] ?? core.study[`model_${side}`] ?? {};
   const layers = rows(run.tables.layers, { model: side, run: 0 });
   const dead = layers.reduce((s, l) => s + l.n_dead, 0);
   const all = layers.reduce((s, l) => s + l.n_features, 0);
@@ -196,7 +196,7 @@ export function Overview({ address }) {
   const source = core.study?.text?.source;
   return (
     <section aria-labelledby="overview-title" ref={ref}>
-      <h2 id="overview-title" class="lead"><bdi>{short(core.models.a?.name) || "A"}</bdi> and <bdi>{short(core.models.b?.name) || "B"}</bdi>: do they share features?</h2>
+      <h2 id="overview-title" class="lead"><bdi>{short((core.models.a ?? core.study.model_a)?.name) || "A"}</bdi> and <bdi>{short((core.models.b ?? core.study.model_b)?.name) || "B"}</bdi>: do they share features?</h2>
       <div class="verdict">
         {core.verdict.map((sentence, i) => <p key={i}>{sentence}</p>)}
       </div>
