@@ -1,5 +1,6 @@
 // One layer pair: its scores, its pairs through the filters, what stands behind the numbers.
 
+import { rgb } from "d3-color";
 import { scaleLinear } from "d3-scale";
 import { useMemo, useRef, useState } from "preact/hooks";
 import { has, rows } from "./blocks.js";
@@ -12,6 +13,8 @@ import { count, missing, name, percent, probability, score, z } from "./format.j
 import { PairRows, usePairs } from "./features.jsx";
 import { Absent, Choice, Hover, useBlocks, useWidth } from "./parts.jsx";
 import { go, link } from "./state.js";
+
+const LITTLE = new Uint8Array(Uint32Array.of(1).buffer)[0] === 1;
 
 /** Which cell is looked at: in the address, else where held-out correlation is highest. */
 export const cellAt = (choice) => choice.cell ?? peakCell(choice);
@@ -289,6 +292,13 @@ function Canonical({ block, width, choice, cell }) {
   );
 }
 
+/** The colour of every cosine that a block can hold, as a pixel. */
+const COSINES = Uint32Array.from({ length: 256 }, (_, code) => {
+  const { r, g, b } = rgb(scaleOf([-0.6, 0.6], "difference")
+    .colour(Math.max(-0.6, Math.min(0.6, code / 127 - 1))));
+  return new DataView(Uint8Array.of(r, g, b, 255).buffer).getUint32(0, LITTLE);
+});
+
 /** The matrices of cosines that RSA compares, rows of both in one order. */
 function Similarities({ block, width, choice, cell }) {
   const [hover, setHover] = useState(null);
@@ -296,18 +306,16 @@ function Similarities({ block, width, choice, cell }) {
   const n = a?.n ?? 0;
   const images = useMemo(() => n < 3 ? null : ["a", "b"].map((side) => {
     const flat = block.columns[`cosine_${side}`].numbers;
-    const scale = scaleOf([-0.6, 0.6], "difference");
     const canvas = document.createElement("canvas");
     canvas.width = canvas.height = n;
     const context = canvas.getContext("2d");
+    const picture = context.createImageData(n, n);
+    const pixels = new Uint32Array(picture.data.buffer);
     for (let i = 0, at = 0; i < n; i++) {
-      for (let j = i; j < n; j++) {
-        const value = i === j ? 1 : flat[at++] / 127 - 1;
-        context.fillStyle = scale.colour(Math.max(-0.6, Math.min(0.6, value)));
-        context.fillRect(j, i, 1, 1);
-        context.fillRect(i, j, 1, 1);
-      }
+      pixels[i * n + i] = COSINES[254];
+      for (let j = i + 1; j < n; j++) pixels[i * n + j] = pixels[j * n + i] = COSINES[flat[at++]];
     }
+    context.putImageData(picture, 0, 0);
     return canvas.toDataURL();
   }), [block]);
   if (!images) return <Absent>No similarity matrices: too few kept pairs, or the run was written before they were kept.</Absent>;

@@ -238,8 +238,8 @@ function List({ pairs, found, at, show }) {
   useEffect(() => {
     const onKey = (event) => {
       if (event.ctrlKey || event.metaKey || event.altKey) return;
-      if (/^(INPUT|SELECT|TEXTAREA)$/.test(event.target.tagName)) return;
-      const inside = ref.current.contains(event.target);
+      if (event.target.closest?.("input, select, textarea")) return;
+      const inside = ref.current.contains(document.activeElement);
       const step = { j: 1, n: 1, k: -1, p: -1 }[event.key]
         ?? (inside ? { ArrowDown: 1, ArrowUp: -1, PageDown: 12, PageUp: -12, Home: -found.length, End: found.length }[event.key] : undefined);
       if (step === undefined) return;

@@ -114,7 +114,7 @@ function Strips({ choice, width }) {
   const line = 19;
   const high = line * core.controls.length + 44;
   const flat = data.flatMap((d) => d.rows.flatMap((r) => r.values.map((c) => c.value)));
-  const x = scaleLinear([Math.min(0, ...flat), Math.max(0.1, ...flat)], [left, w - 14]).nice(5);
+  const x = scaleLinear([Math.min(-0.01, ...flat), Math.max(0.1, ...flat) * 1.03], [left, w - 14]);
   const title = "Every layer pair, beside its controls";
   return (
     <Figure title={title} file="controls" note="A dot is a layer pair, the bar their mean."
