@@ -11,7 +11,7 @@ import pytest
 
 from saelign.report import write_report
 from tests.test_report import ALL_CONTROLS
-from tests.test_report_page import HOSTILE, whole_run
+from tests.test_report_page import HOSTILE, run_with_concepts, whole_run
 
 webdriver = pytest.importorskip("selenium.webdriver")
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None)
@@ -260,7 +260,9 @@ def test_only_what_is_seen_of_a_list_is_drawn(browser: Browser, page: Path) -> N
     drawn = "return document.querySelectorAll('.row').length"
     assert browser.js(drawn) < 60
     browser.press("End", ".rows")
-    browser.until("return !!document.querySelector('.row[aria-posinset=\"150\"][aria-selected=true]')")
+    browser.until(
+        "return !!document.querySelector('.row[aria-posinset=\"150\"][aria-selected=true]')"
+    )
     assert browser.js(drawn) < 60
 
 
@@ -293,6 +295,24 @@ def test_the_map_shows_a_features_partner(browser: Browser, page: Path) -> None:
              clientX: b.left + b.width / 2, clientY: b.top + 24 + b.width / 2}));"""
     )
     browser.until("return !!document.querySelector('.spot')")
+    assert browser.errors() == []
+
+
+def test_concepts_are_shown_layer_by_layer(browser: Browser, tmp_path: Path) -> None:
+    page = write_report(run_with_concepts(tmp_path))
+    browser.open(page, "view=concepts")
+    text = browser.text()
+    for told in ("Concepts: calibrated", "Unions of concepts", "Phrases", "Words alone", "1,234"):
+        assert told in text
+    cells = "return [...document.querySelectorAll('main svg text.ink')].map(t => t.textContent)"
+    before = browser.js(cells)
+    browser.choose("Show", "score")
+    browser.choose("Measure", "cka")
+    assert browser.js(cells) != before
+    browser.choose("Comparison", "untrained")
+    browser.choose("Null", "shuffle")
+    browser.open(page, "view=grid&subspace=Emotions&value=score")
+    assert "features of Emotions" in browser.text()
     assert browser.errors() == []
 
 

@@ -31,6 +31,7 @@ from saelign.results import (
     write_table,
 )
 from tests.test_report import ALL_CONTROLS, made_run
+from tests.test_subspace_report import tables as subspace_tables
 
 HOSTILE = (
     "</script><script>window.hit=1</script>",
@@ -46,7 +47,9 @@ N_FEATURES, N_PAIRS = 200, 150
 SIDES = {"untrained": ("a_untrained", "b_untrained"), "seed_a": ("a", "a_seed"), "seed_b": ("b", "b_seed")}  # fmt: skip  # noqa: E501
 
 
-def whole_run(folder: Path, *, tokens: tuple[str, ...] = (" cat", " dog", "."), **asked: Any) -> Run:
+def whole_run(
+    folder: Path, *, tokens: tuple[str, ...] = (" cat", " dog", "."), **asked: Any
+) -> Run:
     """A run made by hand with everything that a page shows."""
     run = made_run(folder, judged=True, **asked)
     rng = np.random.default_rng(1)
@@ -144,6 +147,19 @@ def drawn_features(
         }
     )
     return features, contexts
+
+
+def run_with_concepts(folder: Path) -> Run:
+    """A run that looked into subspaces, their numbers known."""
+    run = whole_run(
+        folder, layers_a=(1, 3), layers_b=(1, 4), controls=("untrained",),
+        matchings=("one_to_one",), concepts={"Emotions": {}, "Time": {}},
+    )  # fmt: skip
+    for name, table in subspace_tables().items():
+        if name == "subspace_features":
+            table = table.assign(n_features=table["n_by_top_words"])
+        write_table(table, folder / f"{name}.parquet")
+    return run
 
 
 @pytest.fixture(scope="module")
@@ -262,6 +278,18 @@ def test_features_carry_rates_concepts_verdicts_and_what_they_speak_for(
     assert "decoder_token" not in read(blocks, "features/b/0/0")
 
 
+def test_subspaces_stand_in_the_page_where_there_are_any(
+    tmp_path: Path, blocks: dict[str, bytes]
+) -> None:
+    content = content_of(run_with_concepts(tmp_path), room=2**30)
+    held = read(content.blocks, "subspace_scores")
+    table = subspace_tables()["subspace_scores"]
+    assert held["subspace"] == table["subspace"].tolist()
+    np.testing.assert_allclose(held["score"], table["score"], rtol=1e-6)
+    assert held["combined"] == table["combined"].tolist()
+    assert not any(name.startswith("subspace") for name in blocks)
+
+
 def test_a_page_without_room_tells_which_cells_it_left_out(run: Run) -> None:
     whole = content_of(run, room=2**30)
     some = content_of(run, room=whole.n_bytes // 2)
@@ -289,7 +317,9 @@ def test_the_verdict_is_three_sentences_of_the_runs_numbers(run: Run) -> None:
     peak = own.loc[own["held_out_correlation"].idxmax()]
     assert f"layer {peak['layer_a']} of A and {peak['layer_b']} of B" in features
     assert f"{peak['held_out_correlation']:.3f}".lstrip("0") in features
-    scores = run.scores.query("control == 'trained' and measure == 'rsa' and null == 'rate_matched'")
+    scores = run.scores.query(
+        "control == 'trained' and measure == 'rsa' and null == 'rate_matched'"
+    )
     best = scores.loc[scores["calibrated"].idxmax()]
     assert f"A {best['layer_a']}, B {best['layer_b']}: rsa is" in spaces
     assert f"{(scores['q'] < 0.05).sum()} of {len(scores)} layer pairs beat" in spaces

@@ -212,12 +212,12 @@ function PaperTable({ where, nullName, measures }) {
           <CsvButton file={`subspaces_${where.matching}`} rows={() => found.map((r) => ({
             run: r.run, layer_a: r.layer_a, layer_b: r.layer_b, subspace: r.subspace, kind: r.kind, n_pairs: r.n_pairs,
             ...Object.fromEntries(Object.entries(r.of).flatMap(([m, v]) => ["score", "null_mean", "p", "q", "calibrated"].map((k) => [`${m}_${k}`, v[k]]))) }))} /></caption>
-        <thead><tr><th scope="col">layers A, B</th>{many && <th scope="col">seed</th>}<th scope="col">subspace</th><th scope="col">pairs</th>
+        <thead><tr><th scope="col">layers A, B</th>{many && <th scope="col">seed</th>}<th scope="col" class="text">subspace</th><th scope="col">pairs</th>
           {measures.map((m) => <th scope="col" key={m}>{m}: score (null) p</th>)}</tr></thead>
         <tbody>
           {found.slice(0, 400).map((r) => (
             <tr key={`${r.run}|${r.layer_a}|${r.layer_b}|${r.subspace}`}>
-              <td class="text">{r.layer_a}, {r.layer_b}</td>{many && <td>{run.core.seeds[r.run]}</td>}<th scope="row">{r.subspace}</th><td>{count(r.n_pairs)}</td>
+              <td class="text">{r.layer_a}, {r.layer_b}</td>{many && <td>{run.core.seeds[r.run]}</td>}<th scope="row" class="text">{r.subspace}</th><td>{count(r.n_pairs)}</td>
               {measures.map((m) => {
                 const v = r.of[m];
                 return <td key={m}>{v ? <>{v.q < 0.05 ? <b>{score(v.score)}</b> : score(v.score)} ({score(v.null_mean)}) {probability(v.p)}</> : "–"}</td>;

@@ -374,7 +374,7 @@ function Contexts({ contexts, feature, letter }) {
     <ol class={`contexts ${letter}`} aria-label="Top contexts">
       {found.map(({ words, document }, i) => (
         <li key={i}>
-          <p dir="auto">
+          <p dir="auto" tabIndex={words.reduce((n, w) => n + w.text.length, 0) > 400 ? 0 : undefined}>
             {words.map((word, k) => {
               const share = word.act === 255 ? 0 : word.act / 254;
               const told = visible(word.text);
