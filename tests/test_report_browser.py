@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
-from saelign.report import write_report
 from tests.test_report import ALL_CONTROLS
 from tests.test_report_page import HOSTILE, run_with_concepts, whole_run
+
+from saelign.report import write_report
 
 webdriver = pytest.importorskip("selenium.webdriver")
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None)
@@ -188,7 +188,8 @@ def test_the_grid_is_worked_by_the_keyboard(browser: Browser, page: Path) -> Non
     assert "null" in browser.text("[role=tooltip]")
     browser.press("Enter")
     a, b = down.split("-")
-    assert f"layer {a} × B layer {b}" in browser.text("h2")
+    assert f"A layer {a}" in browser.text("h2")
+    assert f"B layer {b}" in browser.text("h2")
 
 
 def test_a_click_on_a_cell_opens_it_with_all_that_stands_behind_it(
@@ -321,8 +322,8 @@ def test_figures_are_saved_as_csv_svg_and_png(browser: Browser, page: Path) -> N
     browser.js(
         """window.saved = []; window.URL.createObjectURL = (blob) => {
              window.saved.push(blob); return 'data:,'; };
-           HTMLAnchorElement.prototype.click = function () { window.names = [...(window.names ?? []),
-             this.download]; };"""
+           window.names = []; HTMLAnchorElement.prototype.click = function () {
+             window.names.push(this.download); };"""
     )
     n = browser.js(
         """const all = [...document.querySelectorAll('.downloads button')];

@@ -10,6 +10,8 @@ import numpy as np
 import pandas as pd
 import pytest
 from safetensors.numpy import save_file
+from tests.test_report import ALL_CONTROLS, made_run
+from tests.test_subspace_report import tables as subspace_tables
 
 from saelign.cli import main
 from saelign.report import write_report
@@ -30,8 +32,6 @@ from saelign.results import (
     write_info,
     write_table,
 )
-from tests.test_report import ALL_CONTROLS, made_run
-from tests.test_subspace_report import tables as subspace_tables
 
 HOSTILE = (
     "</script><script>window.hit=1</script>",
@@ -44,7 +44,11 @@ HOSTILE = (
     "=cmd|' /C calc'!A0",
 )
 N_FEATURES, N_PAIRS = 200, 150
-SIDES = {"untrained": ("a_untrained", "b_untrained"), "seed_a": ("a", "a_seed"), "seed_b": ("b", "b_seed")}  # fmt: skip  # noqa: E501
+SIDES = {
+    "untrained": ("a_untrained", "b_untrained"),
+    "seed_a": ("a", "a_seed"),
+    "seed_b": ("b", "b_seed"),
+}
 
 
 def whole_run(
@@ -183,7 +187,8 @@ def read(blocks: dict[str, bytes], name: str) -> dict[str, Any]:
 def test_a_block_gives_back_what_was_packed() -> None:
     table = pd.DataFrame(
         {
-            "few": [3, 0, 255], "many": [70_000, 1, 2], "below": [-5, 0, 5], "yes": [True, False, True],
+            "few": [3, 0, 255], "many": [70_000, 1, 2], "below": [-5, 0, 5],
+            "yes": [True, False, True],
             "score": [0.25, np.nan, -1.5], "name": ["a", "b", "a"], "none": ["x", None, "y"],
             "maybe": pd.array([1, None, 3], dtype="Int64"),
         }
@@ -261,7 +266,8 @@ def test_contexts_hold_tokens_and_activations_as_shares_of_the_largest(
     assert held["count"].tolist() == [2] * (N_FEATURES - 10) + [0] * 10
     assert held["length"].tolist() == [4] * len(table)
     # A feature's contexts: 8 and 7 at the top, 2 beside it, then a token that was not read.
-    assert held["activation"][:8].tolist() == [0, ACTS, round(ACTS / 4), 255, 0, round(ACTS * 7 / 8), round(ACTS / 4), 255]  # fmt: skip  # noqa: E501
+    quarter, less = round(ACTS / 4), round(ACTS * 7 / 8)
+    assert held["activation"][:8].tolist() == [0, ACTS, quarter, 255, 0, less, quarter, 255]
 
 
 def test_features_carry_rates_concepts_verdicts_and_what_they_speak_for(
@@ -299,7 +305,7 @@ def test_a_page_without_room_tells_which_cells_it_left_out(run: Run) -> None:
     core = unpacked(some.blocks["core"])[0]
     assert core["left_out"] == len(some.left_out)
     # The study's own comparison comes before every control.
-    first = [name for name in some.blocks if name.startswith("pairs/")][0]
+    first = next(name for name in some.blocks if name.startswith("pairs/"))
     assert first.startswith("pairs/trained/")
 
 
