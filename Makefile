@@ -1,12 +1,13 @@
 # make demo: a finished comparison of two language models in saelign-demo/, from a fresh checkout.
 # make test: format, lint, types, imports and tests; the same command that CI runs.
 # make bench: docs/benchmarks and the table in docs/performance.md; leave the machine alone for an hour.
+# make page: the script and style of the report, from src/saelign/report/page/src (needs Node); commit what it writes.
 
 PYTHON ?= python3
 BIN := .venv/bin
 OUT ?= saelign-demo
 
-.PHONY: demo setup test bench clean
+.PHONY: demo setup test bench page clean
 
 demo: setup
 	$(BIN)/saelign demo --out $(OUT)
@@ -22,6 +23,9 @@ test: .venv/.installed-dev
 
 bench: .venv/.installed-dev
 	$(BIN)/python -m benchmarks --out docs/benchmarks
+
+page:
+	cd src/saelign/report/page && npm ci && npm run build
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv

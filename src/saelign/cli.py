@@ -11,6 +11,7 @@ from typing import Any
 from saelign.concepts_cli import add_concepts
 from saelign.errors import SaelignError
 from saelign.published_cli import add_published
+from saelign.report_cli import add_report
 from saelign.studies_cli import add_studies
 from saelign.sweep_cli import add_sweep
 from saelign.training_cli import add_train_sae
@@ -121,6 +122,7 @@ def parser() -> argparse.ArgumentParser:
             models_from_help=MODELS_FROM_HELP,
         )
     add_published(commands, progress_on_stderr)
+    add_report(commands, progress_on_stderr)
     return top
 
 
@@ -267,6 +269,8 @@ def print_run(run: Any, *, as_json: bool, matching: str | None) -> None:
     drawn = sorted((folder / "figures").glob(f"correlation_{first}*.png"))
     start = f" (start with {drawn[0].name})" if drawn else ""
     print(f"figures: {folder / 'figures'}{start}")
+    if (folder / "report.html").is_file():
+        print(f"report: {folder / 'report.html'}")
 
 
 class progress_on_stderr:  # noqa: N801 (reads as the function that it is used as)

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 import shutil
 import time
 from collections.abc import Callable, Mapping
@@ -12,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from safetensors.numpy import save
 from torch import nn
 
 from saelign import provenance
@@ -26,6 +28,8 @@ from saelign.cells import (
     save_cell,
 )
 from saelign.concepts.occurrences import Occurrences
+from saelign.contexts import context_table
+from saelign.details import cell_details, decoder_map
 from saelign.errors import DegenerateError, SaelignError
 from saelign.given import Given
 from saelign.judging import judge
@@ -33,6 +37,8 @@ from saelign.layers import Layer, Reading, describe_layer, read_text_of_run, shi
 from saelign.models import (
     load_model,
     model_fingerprint,
+    promoted_tokens,
+    unembedding_of,
     untrained_fingerprint,
     untrained_model,
 )
@@ -48,11 +54,15 @@ from saelign.plan import (
     model_name,
     study_yaml,
     text_source,
+    tokenizers_of,
 )
-from saelign.report import write_figures, write_subspace_tables
+from saelign.report import write_figures, write_report, write_subspace_tables
 from saelign.results import (
     TRAINED,
     Run,
+    contexts_name,
+    decoder_tokens_name,
+    details_name,
     features_name,
     open_run,
     pairs_name,
@@ -82,6 +92,17 @@ from saelign.verdicts import Evidence
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how much of it is done, and how much there is."""
+
+logger = logging.getLogger(__name__)
+
+PROMOTED = 8
+"""Tokens that are told of each decoder row."""
+
+MOST_PRODUCTS = 4e12
+"""Operations a layer that a decoder may take to be unembedded on a CPU, about half a minute."""
+
+RESIDUAL = ("resid_post", "resid_pre")
+"""Sites where a decoder row adds to what the unembedding reads."""
 
 COMPONENTS = ("n_components", "n_components_a", "n_components_b")
 """Columns that are empty where a measure keeps no components."""
@@ -182,6 +203,7 @@ def run(
     info["seconds"] = round(time.monotonic() - started, 1)
     write_info(info, plan.out)
     shutil.rmtree(plan.out / "parts", ignore_errors=True)
+    write_page(finished, progress)
     if scores.loc[scores["control"] == TRAINED, "score"].isna().all():
         raise DegenerateError(
             f"at least one layer pair must be scored, none of {len(cells)} could be: "
@@ -194,12 +216,22 @@ def null_table(scores: pd.DataFrame, null_scores: list[np.ndarray]) -> pd.DataFr
     """What every shuffle gave, for each row of `scores` of the models as given, in its order."""
     own = (scores["control"] == TRAINED).to_numpy()
     keys = ["run", "metric", "layer_a", "layer_b", "matching", "measure", "null"]
-    draws = [
-        drawn.astype(np.float32) for drawn, is_own in zip(null_scores, own, strict=True) if is_own
-    ]
+    draws = [null_scores[i].astype(np.float32) for i in np.flatnonzero(own)]
     table = scores.loc[own, keys]
     table["draws"] = pd.Series(draws, index=table.index, dtype=object)
     return table
+
+
+def write_page(finished: Run, progress: Progress) -> None:
+    """Write the report; a page that cannot be written is told, and loses no run."""
+    what = "write the report"
+    try:
+        write_report(finished, progress=lambda done, total: progress(what, done, total))
+    except Exception as error:  # the results are whole, whatever befalls the page
+        logger.warning(
+            "the report could not be written (%s); `saelign report %s` tries again: %s",
+            type(error).__name__, finished.folder, error,
+        )  # fmt: skip
 
 
 class Found:
@@ -262,6 +294,8 @@ def run_once(
                 plan.to_collect(*about_words.phrases.of(side.letter)), info, progress,
                 of=", phrases",
             )  # fmt: skip
+        if index == 0:
+            keep_promoted_tokens(plan, side, saes[side.key], info, progress)
     shelf = Shelf(plan.forecast.room_for_layers)
     layers: dict[str, ShelfSide] = {}
     evidence: dict[str, dict[tuple[int, int], tuple[Evidence, Evidence]]] = {}
@@ -473,6 +507,49 @@ def collect_side(
     return found
 
 
+def keep_promoted_tokens(
+    plan: Plan, side: Side, load: Callable[[int], SAE], info: dict[str, Any], progress: Progress
+) -> None:
+    """Write which tokens each decoder row speaks for, where it adds to the residual stream.
+
+    Not for untrained twins, whose unembedding says nothing. `run.json` says where it was left out
+    and why.
+    """
+    paths = {layer: plan.out / decoder_tokens_name(side.key, layer) for layer in side.layers}
+    if side.twin_seed is not None or all(path.is_file() for path in paths.values()):
+        return
+    about = info["models"][side.key]
+    if side.model.place.name not in RESIDUAL:
+        about["decoder_tokens"] = "left out: decoder rows do not add to the residual stream"
+        return
+    tokenizer = tokenizers_of(plan.study, plan.given)[side.letter == "b"]
+    model = loader(plan, side)()
+    what = f"unembed decoder of {side_name(side)}"
+    for layer in told(side.layers, what, progress):
+        decoder = load(layer).W_dec
+        weight = unembedding_of(model, decoder.shape[1])
+        if weight is None:
+            about["decoder_tokens"] = "left out: the model has no unembedding that can be read"
+            return
+        products = 2.0 * len(weight) * decoder.numel()
+        if weight.device.type == "cpu" and products > MOST_PRODUCTS:
+            about["decoder_tokens"] = "left out: it takes minutes a layer without a GPU"
+            return
+        ids, logits = promoted_tokens(weight, decoder, top=min(PROMOTED, len(weight)))
+        known = {
+            int(i): tokenizer.decode([int(i)]) if i < len(tokenizer) else f"[{i}]"
+            for i in np.unique(ids)
+        }
+        table = pd.DataFrame(
+            {
+                "feature": np.arange(len(ids)),
+                "tokens": [[known[i] for i in row] for row in ids.tolist()],
+                "logits": list(logits),
+            }
+        )
+        write_table(table, paths[layer])
+
+
 def token_strings(plan: Plan, tokens: Tokens) -> dict[int, str]:
     """The text of every token id that a run reads."""
     return {int(i): plan.tokenizer.decode([int(i)]) for i in np.unique(tokens.input_ids)}
@@ -564,13 +641,31 @@ def describe_side(
             where = {"run": index, "model": side.key, "layer": number}
             found.members[index, side.key, number] = [{**where, **row} for row in members]
         if (index, side.key, number) not in found.layers:
-            write_table(layer.features, plan.out / features_name(side.key, number, index))
+            write_table(
+                layer.features.assign(**told_of_decoder(layer, plan)),
+                plan.out / features_name(side.key, number, index),
+            )
+            contexts = context_table(
+                matrix.tocsc(), reading.tokens, reading.strings, top_k=plan.study.filters.top_k
+            )
+            write_table(contexts, plan.out / contexts_name(side.key, number, index))
             found.layers[index, side.key, number] = layer_row(layer, side, index, acts.wiring)
             done = sum(name[:2] == (index, side.key) for name in found.layers)
             progress(what, done, len(collected))
         return layer
 
     return shelf.side(side.key, list(collected), make)
+
+
+def told_of_decoder(layer: Layer, plan: Plan) -> dict[str, Any]:
+    """What the table of features says besides: where decoder rows lie, and which concepts."""
+    places = decoder_map(layer.decoder, layer.features["reason"].to_numpy())
+    found: dict[str, Any] = {"decoder_x": places[:, 0], "decoder_y": places[:, 1]}
+    if plan.subspaces is not None:
+        names = [concept.name for concept in plan.subspaces.concepts]
+        held = np.stack([layer.members[name] for name in names], axis=1)
+        found["concepts"] = [[names[i] for i in np.flatnonzero(row)] for row in held]
+    return found
 
 
 def layer_row(layer: Layer, side: Side, index: int, wiring: dict[str, Any]) -> dict[str, Any]:
@@ -635,11 +730,12 @@ def compare_sides(
         cell = read_cell(part)
         if cell is None:
             where = (plan.out, control, index, a, b)
+            layers_of_pair = layer_pair(a, b)
             cell = compare_layers(
                 setting,
-                layer_pair(a, b),
-                lambda pairs, metric, matching, where=where: write_pairs(
-                    pairs, metric, matching, *where
+                layers_of_pair,
+                lambda pairs, metric, matching, where=where, of=layers_of_pair: write_pairs(
+                    of, pairs, metric, matching, *where
                 ),
             )
             save_cell(cell, part)
@@ -657,6 +753,7 @@ def compare_sides(
 
 
 def write_pairs(
+    layers: LayerPair,
     pairs: pd.DataFrame,
     metric: str,
     matching: str,
@@ -666,9 +763,16 @@ def write_pairs(
     layer_a: int,
     layer_b: int,
 ) -> None:
-    """Write the pairs of a cell."""
+    """Write the pairs of a cell, and what stands behind its scores."""
     where = {"control": control, "metric": metric, "matching": matching, "run": index}
     write_table(pairs, out / pairs_name(layer_a, layer_b, **where))
+    kept = pairs[pairs["kept"]]
+    a, b = kept["feature_a"].to_numpy(), kept["feature_b"].to_numpy()
+    details = cell_details(
+        layers.a.decoder[a], layers.b.decoder[b], a, b, rng=np.random.default_rng(0)
+    )
+    with written(out / details_name(layer_a, layer_b, **where)) as temporary:
+        temporary.write_bytes(save(details))
 
 
 def verdict_table(tables: list[pd.DataFrame]) -> pd.DataFrame:

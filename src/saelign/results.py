@@ -496,6 +496,23 @@ def features_name(side: str, layer: int, run: int) -> str:
     return f"features/{side}/run{run}_layer{layer}.parquet"
 
 
+def contexts_name(side: str, layer: int, run: int) -> str:
+    """Where the top contexts of a layer's features lie in a run's folder."""
+    return f"contexts/{side}/run{run}_layer{layer}.parquet"
+
+
+def details_name(
+    layer_a: int, layer_b: int, *, control: str, metric: str, matching: str, run: int
+) -> str:
+    """Where what stands behind a cell's scores lies in a run's folder."""
+    return f"details/{control}/run{run}_{metric}_{matching}_a{layer_a}_b{layer_b}.safetensors"
+
+
+def decoder_tokens_name(side: str, layer: int) -> str:
+    """Where the tokens lie that a layer's decoder rows speak for, in a run's folder."""
+    return f"decoder_tokens/{side}/layer{layer}.parquet"
+
+
 def open_run(folder: str | Path) -> Run:
     """The run in a folder.
 

@@ -16,6 +16,7 @@ from saelign.models.loading import (
     sae_device,
 )
 from saelign.models.streams import find_blocks, find_module, streams_at
+from saelign.models.unembedding import promoted_tokens, unembedding_of
 from saelign.models.untrained import (
     untrained_fingerprint,
     untrained_model,
@@ -37,8 +38,10 @@ __all__ = [
     "n_layers",
     "n_parameters",
     "n_positions",
+    "promoted_tokens",
     "sae_device",
     "streams_at",
+    "unembedding_of",
     "untrained_fingerprint",
     "untrained_model",
     "weights_sha256",
