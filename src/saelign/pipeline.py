@@ -54,7 +54,6 @@ from saelign.plan import (
     model_name,
     study_yaml,
     text_source,
-    tokenizers_of,
 )
 from saelign.report import write_figures, write_report, write_subspace_tables
 from saelign.results import (
@@ -522,7 +521,7 @@ def keep_promoted_tokens(
     if side.model.place.name not in RESIDUAL:
         about["decoder_tokens"] = "left out: decoder rows do not add to the residual stream"
         return
-    tokenizer = tokenizers_of(plan.study, plan.given)[side.letter == "b"]
+    tokenizer = plan.tokenizer if side.letter == "a" else plan.tokenizer_b
     model = loader(plan, side)()
     what = f"unembed decoder of {side_name(side)}"
     for layer in told(side.layers, what, progress):
