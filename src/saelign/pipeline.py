@@ -51,6 +51,7 @@ from saelign.plan import (
     Side,
     as_yaml_reads,
     check,
+    config_of,
     model_name,
     study_yaml,
     text_source,
@@ -521,6 +522,11 @@ def keep_promoted_tokens(
     if side.model.place.name not in RESIDUAL:
         about["decoder_tokens"] = "left out: decoder rows do not add to the residual stream"
         return
+    config = config_of(side.model, plan.study.places, plan.given[side.letter])
+    n_entries, n_weights = config.get_text_config().vocab_size, load(side.layers[0]).W_dec.numel()
+    if plan.device_of(side) == "cpu" and 2.0 * n_entries * n_weights > MOST_PRODUCTS:
+        about["decoder_tokens"] = "left out: it takes minutes a layer without a GPU"
+        return
     tokenizer = plan.tokenizer if side.letter == "a" else plan.tokenizer_b
     model = loader(plan, side)()
     what = f"unembed decoder of {side_name(side)}"
@@ -529,10 +535,6 @@ def keep_promoted_tokens(
         weight = unembedding_of(model, decoder.shape[1])
         if weight is None:
             about["decoder_tokens"] = "left out: the model has no unembedding that can be read"
-            return
-        products = 2.0 * len(weight) * decoder.numel()
-        if weight.device.type == "cpu" and products > MOST_PRODUCTS:
-            about["decoder_tokens"] = "left out: it takes minutes a layer without a GPU"
             return
         ids, logits = promoted_tokens(weight, decoder, top=min(PROMOTED, len(weight)))
         known = {
