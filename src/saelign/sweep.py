@@ -122,7 +122,7 @@ def sweep(
             objects, one model on both sides, or a folder with another sweep.
         SaelignError: Training or a run cannot be done.
     """
-    out = Path(out)
+    root = Path(out)
     combinations = combinations_of(widths, ks, train_seeds)
     check_models(study)
     info = {
@@ -134,39 +134,37 @@ def sweep(
         "train_tokens": train_tokens,
         "train_text": asdict(train_text or study.text),
     }
-    check_writable(out, "choose another with --out")
-    check_same_sweep(info, out)
+    check_writable(root, "choose another with --out")
+    check_same_sweep(info, root)
     trained = []
     for number, combination in enumerate(combinations):
         of_all = f"{combination.name}, {number + 1} of {len(combinations)}"
         for letter in LETTERS:
             table = train_saes(
                 recipe_of(study, letter, combination, train_tokens, train_text),
-                out / "saes" / letter / combination.name,
+                root / "saes" / letter / combination.name,
                 progress=named(progress, f"{letter.upper()} {of_all}: "),
             )
             trained.append(table.assign(model=letter, **asdict(combination)))
     saes = pd.concat(trained, ignore_index=True)
     about = ["model", *FACTORS]
     saes = saes[[*about, *(name for name in saes.columns if name not in about)]]
-    write_table(saes, out / "saes.parquet", csv=True)
+    write_table(saes, root / "saes.parquet", csv=True)
     grids = []
     for combination, after in with_next_seed(combinations):
-        folder, asked = (
-            out / "runs" / combination.name,
-            study_of(study, combination, after, Path(out)),
-        )
+        folder = root / "runs" / combination.name
+        asked = study_of(study, combination, after, root)
         finished = finished_run(asked, folder) or run(
             asked, out=folder, memory=memory, progress=named(progress, f"{combination.name}: ")
         )
         grids.append(grid_table(finished).assign(**asdict(combination)))
     table = pd.concat(grids, ignore_index=True)
-    write_table(table, out / "grids.parquet", csv=True)
-    write_table(combination_table(table), out / "combinations.parquet", csv=True)
+    write_table(table, root / "grids.parquet", csv=True)
+    write_table(combination_table(table), root / "combinations.parquet", csv=True)
     rng = rng_of(study.seeds[0], "sweep")
-    write_table(move_table(table, rng=rng), out / "moves.parquet", csv=True)
-    write_sweep_figures(out / "figures", table, study.name)
-    return Sweep(out, info)
+    write_table(move_table(table, rng=rng), root / "moves.parquet", csv=True)
+    write_sweep_figures(root / "figures", table, study.name)
+    return Sweep(root, info)
 
 
 def combinations_of(
