@@ -2,10 +2,10 @@
 
     python scripts/train_demo_saes.py train.txt.xz heldout.txt.xz OUT [NAME ...]
 
-Reads the tokenizers and models A, B and C in OUT and writes OUT/sae_NAME/layer_{layer}.safetensors
-and `training.json` beside them: what each explains, how sparse it is and how many features are
-dead, on held-out text. What is there already is not trained again. Position 0 is left out, where
-every context has the same token and an outlying activation.
+Reads OUT/tokenizer, OUT/A and OUT/B and writes OUT/sae_NAME/layer_{layer}.safetensors and
+`training.json` beside them: what each explains, how sparse it is and how many features are dead, on
+held-out text. What is there already is not trained again. Position 0 is left out, where every
+context has the same token and an outlying activation.
 """
 
 import json
@@ -17,7 +17,6 @@ import numpy as np
 import torch
 from torch import nn
 from train_demo_models import CONTEXT, read_documents, token_stream
-from train_demo_models import RECIPES as MODELS
 from transformers import PreTrainedTokenizerFast
 
 from saelign.activations import sample_streams
@@ -27,9 +26,8 @@ from saelign.text import Tokens
 
 TRAINING_TOKENS, HELD_OUT_TOKENS = 1_000_000, 100_000
 TWIN_SEED = 0
-WIDTH, K = {"A": 1024, "B": 1408, "C": 768}, 30
-DEPTH = {"A": 6, "B": 8, "C": 4}
-BLOCKS = {"GPT-NeoX": "gpt_neox.layers", "Llama": "model.layers"}
+WIDTH, K = {"A": 1024, "B": 1408}, 30
+DEPTH = {"A": 6, "B": 8}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,10 +48,6 @@ RECIPES = {
     "A_seed": Recipe(model="A", layers=range(DEPTH["A"]), d_sae=WIDTH["A"], seed=1),
     "A_untrained": Recipe(model="A", layers=range(DEPTH["A"]), d_sae=WIDTH["A"], is_untrained=True),
     "B_untrained": Recipe(model="B", layers=range(DEPTH["B"]), d_sae=WIDTH["B"], is_untrained=True),
-    "C": Recipe(model="C", layers=range(1, DEPTH["C"]), d_sae=WIDTH["C"]),
-    "C_untrained": Recipe(
-        model="C", layers=range(1, DEPTH["C"]), d_sae=WIDTH["C"], is_untrained=True
-    ),
     "A_wide": Recipe(model="A", layers=range(3, 4), d_sae=4096),
     "B_wide": Recipe(model="B", layers=range(4, 5), d_sae=4096),
 }
@@ -111,7 +105,7 @@ def train(name: str, recipe: Recipe, text: Tokens, held_out: Tokens, out: Path) 
             k=recipe.k,
             seed=1000 * recipe.seed + layer,
             held_out=test.pop(layer),
-            hook_name=f"{BLOCKS[MODELS[recipe.model].family]}.{layer}",
+            hook_name=f"gpt_neox.layers.{layer}",
         )
         save_sae(sae, folder / f"layer_{layer}.safetensors")
         report["layers"][str(layer)] = asdict(quality)
@@ -121,16 +115,10 @@ def train(name: str, recipe: Recipe, text: Tokens, held_out: Tokens, out: Path) 
 
 if __name__ == "__main__":
     text_path, held_out_path, out = (Path(argument) for argument in sys.argv[1:4])
-    paths = text_path, held_out_path
-    names = sys.argv[4:] or RECIPES
-    for folder in dict.fromkeys(MODELS[recipe.model].tokenizer for recipe in RECIPES.values()):
-        of_folder = [n for n in names if MODELS[RECIPES[n].model].tokenizer == folder]
-        if not of_folder:
-            continue
-        tokenizer = PreTrainedTokenizerFast.from_pretrained(out / folder)
-        streams = [token_stream(read_documents(path), tokenizer) for path in paths]
-        # The end of the text, from the first token that fills whole contexts.
-        text = contexts_of(streams[0][-(TRAINING_TOKENS * 11 // 10) :])
-        held_out = contexts_of(streams[1])
-        for name in of_folder:
-            train(name, RECIPES[name], text, held_out, out)
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(out / "tokenizer")
+    streams = [token_stream(read_documents(path), tokenizer) for path in (text_path, held_out_path)]
+    # The end of the text, from the first token that fills whole contexts.
+    text = contexts_of(streams[0][-(TRAINING_TOKENS * 11 // 10) :])
+    held_out = contexts_of(streams[1])
+    for name in sys.argv[4:] or RECIPES:
+        train(name, RECIPES[name], text, held_out, out)
