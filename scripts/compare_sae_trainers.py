@@ -4,7 +4,7 @@
     python scripts/compare_sae_trainers.py TEXT HELD_OUT --only eai-sparsify --tokens 100000
 
 Reads the demo's models through block 3 of A and block 4 of B; documents of TEXT are parted by blank
-lines. Each training runs alone, on two threads, in the environment of its library, made under
+lines. Each training runs alone, on one thread, in the environment of its library, made under
 build/sae-libraries if it is not there. A training on record is not repeated.
 """
 
@@ -143,7 +143,7 @@ def trained(training: Training, data: Path, environments: Path, out: Path) -> di
         "HF_HUB_OFFLINE": "1",
         "WANDB_MODE": "disabled",
         "SPARSIFY_DISABLE_TRITON": "1",
-        "OMP_NUM_THREADS": "2",
+        "OMP_NUM_THREADS": "1",
         # Threads that wait would otherwise be counted as working.
         "OMP_WAIT_POLICY": "passive",
     }

@@ -86,11 +86,11 @@ def scores(made: Any) -> Any:
 def shortened(name: str, planted: bool = False) -> dict[str, Any]:
     """The study's file with less to do: fewer layers, tokens, shuffles, runs and concepts."""
     content = yaml.safe_load(shipped_studies()[name].read_text(encoding="utf-8"))
+    of_both = set(content["model_a"]["layers"]) & set(content["model_b"]["layers"])
     for side in ("model_a", "model_b"):
-        layers = content[side]["layers"]
+        layers = sorted(of_both) if planted else content[side]["layers"]
         content[side]["layers"] = [layers[round(at * (len(layers) - 1))] for at in SOME_LAYERS]
     if planted:
-        content["model_b"]["layers"] = content["model_a"]["layers"]
         content.pop("subspaces", None)
         content["controls"] = []
     content["seeds"] = content["seeds"][:1]

@@ -10,8 +10,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-THREADS = 2
-
 
 def imported(name: str) -> tuple[Any, float]:
     """A module, and the seconds that importing it took, torch included."""
@@ -21,7 +19,7 @@ def imported(name: str) -> tuple[Any, float]:
 
 
 def run(package: str, import_seconds: float, train: Callable[[], Any]) -> None:
-    """Train on `THREADS` threads and write what it took to the file named last on the command line.
+    """Train on one thread and write what it took to the file named last on the command line.
 
     Args:
         package: What trains, as the package index calls it.
@@ -30,7 +28,7 @@ def run(package: str, import_seconds: float, train: Callable[[], Any]) -> None:
     """
     import torch
 
-    torch.set_num_threads(THREADS)
+    torch.set_num_threads(1)
     wall, processor = time.perf_counter(), time.process_time()
     train()
     told = {

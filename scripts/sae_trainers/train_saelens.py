@@ -41,6 +41,7 @@ if __name__ == "__main__":
     acts = load_file(data / "fit.safetensors")["acts"]
     n_samples = about["epochs"] * len(acts)
     kind, config = KINDS[options.pop("kind")]
+    rate = options.pop("lr", 3e-4)
     torch.manual_seed(0)
     sae = kind(
         config(
@@ -60,6 +61,8 @@ if __name__ == "__main__":
             lr_decay_steps=int(0.4 * n_samples / BATCH),
             n_batches_for_norm_estimate=20,
             dead_feature_window=50,
+            lr=rate,
+            lr_end=rate / 10,  # as its runner has it
             **options,
         ),
         sae,
