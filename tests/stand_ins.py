@@ -4,9 +4,12 @@ Models are of the same classes with as many blocks and random weights; SAEs lie 
 their release. Feature n of either side reads the same token, so that features find partners, while
 decoder rows are drawn independently of everything, so that matched rows are alike by chance alone.
 Planted, B has A's first blocks and, for the layers that both read, A's SAEs with decoders rotated.
+
+    python tests/stand_ins.py STUDY HUB             # then: saelign run STUDY --models-from HUB
 """
 
 import json
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -34,7 +37,7 @@ from saelign.concepts import load_concept
 from saelign.locations import Places
 from saelign.models import load_model
 from saelign.saes.formats.saelens import _PUBLISHED_SCALES
-from saelign.study import ModelStudy, Study
+from saelign.study import ModelStudy, Study, load_shipped
 from saelign.text import load_tokenizer, tokenize
 
 D_SAE, N_VOCABULARY = 96, 700
@@ -288,3 +291,7 @@ def _write(sae: Drawn, location: str, layer: int, places: Places, stream: np.nda
 
 def _save(arrays: dict[str, np.ndarray], path: Path) -> None:
     save_file({n: np.ascontiguousarray(a, dtype=np.float32) for n, a in arrays.items()}, path)
+
+
+if __name__ == "__main__":
+    build(load_shipped(sys.argv[1]), Path(sys.argv[2]))

@@ -7,6 +7,8 @@ product.
 """
 
 from dataclasses import dataclass
+from functools import partial
+from itertools import islice
 from typing import Any, Literal
 
 import numpy as np
@@ -21,6 +23,9 @@ from saelign.similarity.products import projected, scatter_matrix, shuffled_prod
 from saelign.similarity.spectra import leading_eigenpairs, singular_values
 
 Summary = Literal["mean", "mean_square", "projection_weighted"]
+
+SHUFFLES_AT_ONCE = 256
+"""Products of bases that are summarised together: of 20 components each, under a MiB."""
 
 
 def default_n_components(n_pairs: int, d_x: int, d_y: int) -> int:
@@ -285,12 +290,16 @@ class CanonicalComparison:
                     equal_parts(len(permutations)),
                 )
             return np.concatenate([np.zeros(0), *found])
-        unmoved = np.arange(len(self.partners.rows))[None]
-        scores = [np.zeros(0)]
-        for s in permutations:
-            basis = self.relabelled.basis(s, n_components=self.n_components, variance=self.variance)
-            scores.append(self.of_bases(basis, unmoved))
-        return np.concatenate(scores)
+        sums, loadings = self.partners.group_sums(self.x.basis), self.x.loadings
+        basis = partial(
+            self.relabelled.basis, n_components=self.n_components, variance=self.variance
+        )
+        overlaps = (sums.T @ basis(permutation) for permutation in permutations)
+        # Components that hold a fraction of the variance are not as many each time.
+        at_once = 1 if self.n_components is None else SHUFFLES_AT_ONCE
+        stacks = iter(lambda: list(islice(overlaps, at_once)), [])
+        found = [summarise(np.stack(stack), self.summary, loadings) for stack in stacks]
+        return np.concatenate([np.zeros(0), *found])
 
     def exact_moments(self) -> tuple[float, float] | None:
         """Mean and standard deviation over all shuffles; only the mean square has them."""
