@@ -227,6 +227,21 @@ def test_a_link_to_a_pair_opens_it_again(browser: Browser, page: Path) -> None:
     assert browser.js(heads) == shown
 
 
+def test_a_feature_links_to_neuronpedia_where_its_sae_has_a_name(
+    browser: Browser, tmp_path: Path
+) -> None:
+    run = whole_run(tmp_path)
+    layer = str(run.cells["layer_a"].iloc[0])
+    sae = {"source": "there", "sha256": "0", "neuronpedia": f"gpt2-small/{layer}-res-jb"}
+    run.info["models"]["a"]["saes"] = {layer: sae}
+    browser.open(write_report(run), "view=features")
+    links = browser.js(
+        "return [...document.querySelectorAll('.feature header a')].map(a => a.href)"
+    )
+    feature = browser.text(".feature.a h3").split()[1]
+    assert links == [f"https://www.neuronpedia.org/gpt2-small/{layer}-res-jb/{feature}"]
+
+
 def test_pairs_are_searched_sorted_and_filtered(browser: Browser, page: Path) -> None:
     browser.open(page, "view=features&cell=1-10")
     status = ".list [role=status]"

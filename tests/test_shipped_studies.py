@@ -78,6 +78,9 @@ def scores(made: Any) -> Any:
         assert source["dataset"] == str(root / "hub" / "Skylion007" / "openwebtext")
         for model in run.info["models"].values():
             assert model["loaded_from"] == str(root / "hub" / model["name"])
+            if model["name"] == "google/gemma-2-9b":
+                for layer, sae in model["saes"].items():
+                    assert sae["neuronpedia"].startswith(f"gemma-2-9b/{layer}-gemmascope-")
         return run.scores
 
     return of

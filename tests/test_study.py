@@ -15,7 +15,7 @@ from saelign.errors import (
     UnknownNameError,
 )
 from saelign.locations import Places
-from saelign.study import load_study, read_study, study_mapping
+from saelign.study import ModelStudy, load_study, read_study, study_mapping
 from saelign.text import DatasetSource
 
 MINIMAL: dict[str, Any] = {
@@ -203,6 +203,11 @@ def test_paths_start_at_the_study_files_folder(tmp_path: Path) -> None:
             StudyError,
             "model_a.saes must hold {layer} when there are several layers",
         ),
+        (
+            {"model_a": {**MINIMAL["model_a"], "neuronpedia": "gpt2-small/6-res-jb"}},
+            StudyError,
+            "model_a.neuronpedia must hold {layer} when there are several layers, got 'gpt2-small/6",
+        ),
         ({"saelign": 2}, FormatError, "this version reads studies of format 1, got 2: upgrade"),
         ({"saelign": None}, FormatError, "a study must say its format in the key saelign"),
     ],
@@ -372,3 +377,14 @@ def test_a_tilde_is_the_users_home(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/home/ada")
     study = read(model_a={"name": "A", "saes": "~/saes/{layer}"})
     assert study.model_a.sae_path(2, study.places) == Path("/home/ada/saes/2")
+
+
+def test_neuronpedia_names_come_from_a_pattern_or_one_by_one() -> None:
+    def of(told: object) -> ModelStudy:
+        changed = {**MINIMAL, "model_a": {**MINIMAL["model_a"], "neuronpedia": told}}
+        return read_study(changed).model_a
+
+    assert of("gpt2-small/{layer}-res-jb").neuronpedia_id(6) == "gpt2-small/6-res-jb"
+    assert of({6: "gpt2-small/6-res-jb"}).neuronpedia_id(6) == "gpt2-small/6-res-jb"
+    assert of({6: "gpt2-small/6-res-jb"}).neuronpedia_id(7) is None
+    assert read_study(MINIMAL).model_a.neuronpedia_id(6) is None

@@ -34,6 +34,7 @@ from saelign.errors import DegenerateError, SaelignError
 from saelign.given import Given
 from saelign.judging import judge
 from saelign.layers import Layer, Reading, describe_layer, read_text_of_run, shifted
+from saelign.locations import SAE_LENS
 from saelign.models import (
     load_model,
     model_fingerprint,
@@ -71,9 +72,10 @@ from saelign.results import (
     written,
 )
 from saelign.saes import SAE
+from saelign.saes.registry import find
 from saelign.scoring import MIN_PAIRS
 from saelign.shelf import Shelf, ShelfSide
-from saelign.study import Study, rng_of
+from saelign.study import GIVEN, ModelStudy, Study, rng_of
 from saelign.subspace_study import Subspaces
 from saelign.subspaces import (
     Subspace,
@@ -377,6 +379,14 @@ def about_source(source: str | Path | DatasetSource) -> Any:
     return asdict(source) if isinstance(source, DatasetSource) else str(source)
 
 
+def neuronpedia_of(model: ModelStudy, layer: int) -> str | None:
+    """What neuronpedia.org calls the SAE of a layer: as the study says, or as SAELens knows."""
+    if model.neuronpedia is not None or model.saes == GIVEN:
+        return model.neuronpedia_id(layer)
+    location = model.sae_location(layer)
+    return find(location).neuronpedia if location.startswith(SAE_LENS) else None
+
+
 def about_side(plan: Plan, side: Side) -> dict[str, Any]:
     """What `run.json` says of a side: the model, its weights and its SAEs."""
     model, name = side.model, model_name(side.model, plan.study.places)
@@ -392,6 +402,8 @@ def about_side(plan: Plan, side: Side) -> dict[str, Any]:
         for layer in side.layers:  # one at a time: all of them need not fit into memory
             sae = plan.sae_of(side, layer, device="cpu")
             told_saes[layer] = {"source": sae.source, "sha256": sae.sha256}
+            if where := neuronpedia_of(model, layer):
+                told_saes[layer]["neuronpedia"] = where
     return {
         "name": model.name,
         "loaded_from": name,

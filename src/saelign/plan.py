@@ -397,7 +397,7 @@ def bytes_per_parameter(model: ModelStudy) -> int | float:
 
 def with_saes(side: Side, saes: str, places: Places, given: Given) -> ModelStudy:
     """The side's model with other SAEs, whose headers were found to fit."""
-    model = replace(side.model, saes=saes, layers=side.layers)
+    model = replace(side.model, saes=saes, layers=side.layers, neuronpedia=None)
     if saes not in MADE:
         check_model(model, side.letter, places, replace(given, saes=None))
     return model

@@ -65,6 +65,8 @@ class ModelStudy:
         layers: Which blocks to read, from 0; `all` for all of them.
         saes: Where the SAE of a layer lies, with `{layer}` in it; or a mapping from layer to path.
             A path, `hf://OWNER/NAME[@REVISION]/FOLDER`, or `sae_lens:RELEASE/SAE_ID`.
+        neuronpedia: What neuronpedia.org calls the SAE of a layer, with `{layer}` in it, or a
+            mapping: the report links to its features. Of `sae_lens:` names SAELens tells it.
     """
 
     name: str
@@ -78,6 +80,7 @@ class ModelStudy:
     blocks: str | None = None
     site: SiteName = "resid_post"
     module: str | None = None
+    neuronpedia: str | dict[int, str] | None = None
 
     @property
     def place(self) -> Site:
@@ -108,6 +111,12 @@ class ModelStudy:
                 )
             return self.saes[layer]
         return self.saes.replace("{layer}", str(layer))
+
+    def neuronpedia_id(self, layer: int) -> str | None:
+        """What neuronpedia.org calls the SAE of a layer, if the study says so."""
+        if isinstance(self.neuronpedia, str):
+            return self.neuronpedia.replace("{layer}", str(layer))
+        return None if self.neuronpedia is None else self.neuronpedia.get(layer)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -588,17 +597,12 @@ def check_study(study: Study) -> None:
         )
     for where, model in (("model_a", study.model_a), ("model_b", study.model_b)):
         check_places(model, where)
-        layers = model.layers
-        if (
-            isinstance(model.saes, str)
-            and "{layer}" not in model.saes
-            and model.saes != GIVEN
-            and (layers == "all" or len(layers) > 1)
-        ):
-            raise StudyError(
-                f"{where}.saes must hold {{layer}} when there are several layers, "
-                f"got {model.saes!r}"
-            )
+        several = model.layers == "all" or len(model.layers) > 1
+        for key, told in (("saes", model.saes), ("neuronpedia", model.neuronpedia)):
+            if several and isinstance(told, str) and "{layer}" not in told and told != GIVEN:
+                raise StudyError(
+                    f"{where}.{key} must hold {{layer}} when there are several layers, got {told!r}"
+                )
     check_controls(study)
     if study.subspaces is not None:
         study.subspaces.check()

@@ -51,6 +51,7 @@ class Entry:
     sae_id: str
     repository: str
     is_scaled: bool
+    neuronpedia: str | None
 
 
 def find(location: str) -> Entry:
@@ -78,6 +79,7 @@ def find(location: str) -> Entry:
         sae_id=sae_id,
         repository=entry.repo_id,
         is_scaled=sae_id in (getattr(entry, "norm_scaling_factor", None) or {}),
+        neuronpedia=(getattr(entry, "neuronpedia_id", None) or {}).get(sae_id),
     )
 
 
