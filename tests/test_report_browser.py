@@ -1,6 +1,7 @@
 """The page in a real browser: every control, links, the keyboard, hostile text, accessibility."""
 
 import json
+import re
 import shutil
 import time
 from collections.abc import Iterator
@@ -231,14 +232,15 @@ def test_a_feature_links_to_neuronpedia_where_its_sae_has_a_name(
     browser: Browser, tmp_path: Path
 ) -> None:
     run = whole_run(tmp_path)
-    layer = str(run.cells["layer_a"].iloc[0])
-    sae = {"source": "there", "sha256": "0", "neuronpedia": f"gpt2-small/{layer}-res-jb"}
-    run.info["models"]["a"]["saes"] = {layer: sae}
+    run.info["models"]["a"]["saes"] = {
+        str(layer): {"source": "there", "sha256": "0", "neuronpedia": f"gpt2-small/{layer}-res-jb"}
+        for layer in run.cells["layer_a"]
+    }
     browser.open(write_report(run), "view=features")
     links = browser.js(
         "return [...document.querySelectorAll('.feature header a')].map(a => a.href)"
     )
-    feature = browser.text(".feature.a h3").split()[1]
+    feature, layer = re.findall(r"\d+", browser.text(".feature.a h3"))[:2]
     assert links == [f"https://www.neuronpedia.org/gpt2-small/{layer}-res-jb/{feature}"]
 
 

@@ -206,7 +206,7 @@ def test_paths_start_at_the_study_files_folder(tmp_path: Path) -> None:
         (
             {"model_a": {**MINIMAL["model_a"], "neuronpedia": "gpt2-small/6-res-jb"}},
             StudyError,
-            "model_a.neuronpedia must hold {layer} when there are several layers, got 'gpt2-small/6",
+            "model_a.neuronpedia must hold {layer} when there are several layers, got 'gpt2-small",
         ),
         ({"saelign": 2}, FormatError, "this version reads studies of format 1, got 2: upgrade"),
         ({"saelign": None}, FormatError, "a study must say its format in the key saelign"),
