@@ -382,9 +382,9 @@ def test_a_tilde_is_the_users_home(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_neuronpedia_names_come_from_a_pattern_or_one_by_one() -> None:
     def of(told: object) -> ModelStudy:
         changed = {**MINIMAL, "model_a": {**MINIMAL["model_a"], "neuronpedia": told}}
-        return read_study(changed).model_a
+        return read_study(changed, folder=Path()).model_a
 
     assert of("gpt2-small/{layer}-res-jb").neuronpedia_id(6) == "gpt2-small/6-res-jb"
     assert of({6: "gpt2-small/6-res-jb"}).neuronpedia_id(6) == "gpt2-small/6-res-jb"
     assert of({6: "gpt2-small/6-res-jb"}).neuronpedia_id(7) is None
-    assert read_study(MINIMAL).model_a.neuronpedia_id(6) is None
+    assert read_study(MINIMAL, folder=Path()).model_a.neuronpedia_id(6) is None
