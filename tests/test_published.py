@@ -689,6 +689,30 @@ def test_what_is_no_longer_there_as_it_was_is_refused(stand_in, tmp_path):
         compute(prepare(open_run(folder)), [Published()])
 
 
+def test_what_the_published_method_cannot_read_is_refused(stand_in, tmp_path):
+    def with_study(folder, change):
+        path = copied(stand_in, tmp_path / folder) / "study.yaml"
+        content = yaml.safe_load(path.read_text())
+        change(content)
+        path.write_text(yaml.safe_dump(content))
+        return open_run(path.parent)
+
+    piped = with_study("0", lambda study: study["text"].update(source="-"))
+    with pytest.raises(StudyError, match=r"was piped in: run the study on a file"):
+        prepare(piped)
+    root = stand_in.folder.parent / "saes" / "pythia-160m"
+    for layer in LAYERS["b"]:
+        shutil.copytree(root / f"layers.{layer}", tmp_path / f"layers.{layer}.mlp")
+    of_mlp = {"site": "mlp_out", "saes": str(tmp_path / "layers.{layer}.mlp")}
+    elsewhere = with_study("1", lambda study: study["model_b"].update(of_mlp))
+    with pytest.raises(StudyError, match=r"residual stream, model B of .* is read at mlp_out"):
+        prepare(elsewhere)
+    tiny_tokenizer("zyxwvutsrqponmlkjihgfedcba .,!?\n").save_pretrained(tmp_path / "tokenizer")
+    told = {"tokenizer": str(tmp_path / "tokenizer")}
+    with pytest.raises(StudyError, match=r"have different tokenizers: choose a run whose models"):
+        prepare(with_study("2", lambda study: study["model_b"].update(told)))
+
+
 def test_the_ladder_counts_cells_and_means_over_them(variants):
     table = ladder_table(variants).set_index(["variant", "matching"])
     rows = rows_of(variants, Published())
@@ -704,7 +728,8 @@ def test_the_command_prints_the_comparison(stand_in, capsys, tmp_path):
     assert main(["published", str(stand_in.folder), "--csv", str(tmp_path / "cells.csv")]) == 0
     out = capsys.readouterr().out
     assert "pythia-70m against pythia-160m" in out
-    assert re.search(r"^3, 5 +\.\d{3} ", out, re.MULTILINE)
+    assert re.search(r"^ *3, 5 +\.\d{3} ", out, re.MULTILINE)
+    assert "\N{HORIZONTAL ELLIPSIS}" not in out  # a pipe has no width that tables must fit
     assert len(pd.read_csv(tmp_path / "cells.csv")) == 8
     assert main(["published", str(stand_in.folder), "--json"]) == 0
     content = json.loads(capsys.readouterr().out)

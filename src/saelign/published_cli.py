@@ -13,6 +13,10 @@ EPILOG = """examples:
   saelign published saelign-demo --ladder"""
 
 
+WIDTH = 200
+"""Columns that tables are laid out for at least."""
+
+
 def add_published(commands: Any, progress: Callable[[], Any]) -> None:
     """Give a command line the command `published`.
 
@@ -151,7 +155,9 @@ def tell(parts: list[Any]) -> None:
     """Print tables to stdout."""
     from rich.console import Console
 
+    # A terminal that is narrower breaks lines; numbers must not be cut off.
     console = Console(soft_wrap=True, highlight=False)
+    console.width = max(console.width, WIDTH)
     for part in parts:
         console.print(part)
 
