@@ -50,6 +50,9 @@ export function ConceptsView({ address }) {
   const all = rows(tables.subspace_scores, { ...where, ...ofRun, measure, null: nullName });
   const means = overRuns(all, ["subspace", "layer_a", "layer_b"],
     ["score", "null_mean", "calibrated", "p", "q", "n_pairs"]);
+  // One scale for all that is held against each other: every kind of subspace in every comparison.
+  const held = rows(tables.subspace_scores, { ...ofRun, matching: choice.matching, measure, null: nullName });
+  const scale = scaleOf(held.map((r) => r[value]), value === "p" || value === "q" ? "p" : "score");
   const runs = run.core.seeds.map((seed, i) => [String(i), `seed ${seed}`]);
   if (runs.length > 1) runs.unshift([MEAN, `mean of ${runs.length} seeds`]);
   return (
@@ -68,7 +71,7 @@ export function ConceptsView({ address }) {
       {Object.entries(KINDS).map(([kind, told]) => {
         const found = means.filter((r) => r.kind === kind);
         if (found.length === 0) return null;
-        return <ConceptGrid key={kind} told={told} found={found} value={value} measure={measure} width={width}
+        return <ConceptGrid key={kind} told={told} found={found} value={value} measure={measure} width={width} scale={scale}
           nullName={nullName} of={where} />;
       })}
       <Sizes width={width} />
@@ -78,13 +81,12 @@ export function ConceptsView({ address }) {
 }
 
 /** A row a subspace, a column a layer pair. */
-function ConceptGrid({ told, found, value, measure, nullName, width, of }) {
+function ConceptGrid({ told, found, value, measure, nullName, width, scale, of }) {
   const [hover, setHover] = useState(null);
   const subspaces = [...new Set(found.map((r) => r.subspace))];
   const cells = [...new Map(found.map((r) => [`${r.layer_a}-${r.layer_b}`, r])).values()]
     .sort((x, y) => x.layer_a - y.layer_a || x.layer_b - y.layer_b);
   const at = new Map(found.map((r) => [`${r.subspace}|${r.layer_a}-${r.layer_b}`, r]));
-  const scale = scaleOf(found.map((r) => r[value]), value === "p" || value === "q" ? "p" : "score");
   const longest = Math.max(...subspaces.map((s) => Math.min(s.length, 26)));
   const left = Math.min(200, 14 + longest * 7);
   const size = Math.max(17, Math.min(66, (width - left - 60) / cells.length));

@@ -60,6 +60,8 @@ function Page() {
   const [key, told, View] = views.find(([k]) => k === address.view) ?? views[0];
   useEffect(() => {
     document.title = `${told} · ${run.core.name} · saelign`;
+    const here = document.querySelector(".top nav [aria-current]");  // tabs that a phone has no room for
+    if (here) here.parentElement.scrollLeft = here.offsetLeft - here.parentElement.clientWidth / 2;
   }, [told]);
   return (
     <>
