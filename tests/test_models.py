@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 import torch
 import transformers
@@ -10,13 +11,17 @@ from saelign.models import (
     check_device,
     d_model,
     find_blocks,
+    has_direct_path,
     load_config,
     load_model,
     model_fingerprint,
     n_layers,
     n_positions,
+    promoted_tokens,
+    read_unembedding,
     sae_device,
     streams_at,
+    unembedding_of,
 )
 from saelign.sites import AFTER_BLOCK, Site
 
@@ -318,3 +323,39 @@ def test_quantized_weights_compute_nearly_the_same_eight_bits_nearer_than_four(t
         errors.append(float((got - exact).norm() / exact.norm()))
     assert 0 < errors[0] < 0.1
     assert errors[0] < errors[1] < 0.5
+
+
+# Unembedding --------------------------------------------------------------------------------------
+
+
+@architectures
+@pytest.mark.parametrize("size", ["5GB", "1KB"])
+def test_an_unembedding_is_read_by_itself(architecture, size, tmp_path):
+    model = tiny_model(architecture)
+    model.save_pretrained(tmp_path, max_shard_size=size)
+    assert (tmp_path / "model.safetensors.index.json").exists() == (size == "1KB")
+    found, expected = read_unembedding(str(tmp_path)), unembedding_of(model)
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+
+
+def test_an_unembedding_that_is_no_safetensors_is_left_to_the_model(tmp_path):
+    tiny_model("llama").save_pretrained(tmp_path)
+    weights = tmp_path / "model.safetensors"
+    torch.save(load_file(weights), tmp_path / "pytorch_model.bin")
+    weights.unlink()
+    assert read_unembedding(str(tmp_path)) is None
+
+
+def test_an_encoder_has_no_direct_path_to_its_logits():
+    assert not has_direct_path(transformers.BertConfig())
+    assert has_direct_path(CONFIGS["gemma2"]())
+
+
+def test_promoted_tokens_are_those_with_the_largest_entries():
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(50, 8, generator=generator)
+    rows = torch.randn(30, 8, generator=generator)
+    ids, logits = promoted_tokens(weight, rows, top=4)
+    products = (rows @ weight.T).numpy()
+    np.testing.assert_array_equal(ids, np.argsort(-products, axis=1)[:, :4])
+    np.testing.assert_allclose(logits, -np.sort(-products, axis=1)[:, :4], rtol=1e-5)

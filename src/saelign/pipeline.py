@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from safetensors.numpy import save
-from torch import nn
+from torch import Tensor, nn
 
 from saelign import provenance
 from saelign.activations import LayerActivations, collect
@@ -36,9 +36,11 @@ from saelign.judging import judge
 from saelign.layers import Layer, Reading, describe_layer, read_text_of_run, shifted
 from saelign.locations import SAE_LENS
 from saelign.models import (
+    has_direct_path,
     load_model,
     model_fingerprint,
     promoted_tokens,
+    read_unembedding,
     unembedding_of,
     untrained_fingerprint,
     untrained_model,
@@ -540,14 +542,13 @@ def keep_promoted_tokens(
         about["decoder_tokens"] = "left out: it takes minutes a layer without a GPU"
         return
     tokenizer = plan.tokenizer if side.letter == "a" else plan.tokenizer_b
-    model = loader(plan, side)()
+    weight = unembedding_for(plan, side) if has_direct_path(config) else None
+    if weight is None or weight.shape[1] != load(side.layers[0]).W_dec.shape[1]:
+        about["decoder_tokens"] = "left out: the model has no unembedding that can be read"
+        return
     what = f"unembed decoder of {side_name(side)}"
     for layer in told(side.layers, what, progress):
         decoder = load(layer).W_dec
-        weight = unembedding_of(model, decoder.shape[1])
-        if weight is None:
-            about["decoder_tokens"] = "left out: the model has no unembedding that can be read"
-            return
         ids, logits = promoted_tokens(weight, decoder, top=min(PROMOTED, len(weight)))
         known = {
             int(i): tokenizer.decode([int(i)]) if i < len(tokenizer) else f"[{i}]"
@@ -561,6 +562,15 @@ def keep_promoted_tokens(
             }
         )
         write_table(table, paths[layer])
+
+
+def unembedding_for(plan: Plan, side: Side) -> Tensor | None:
+    """The unembedding of a side's model, read by itself where that can be; None if it has none."""
+    given, name = plan.model_given(side).model, model_name(side.model, plan.study.places)
+    if given is not None:
+        return unembedding_of(given)
+    weight = read_unembedding(name, revision=side.model.revision)
+    return unembedding_of(loader(plan, side)()) if weight is None else weight
 
 
 def token_strings(plan: Plan, tokens: Tokens) -> dict[int, str]:

@@ -16,7 +16,12 @@ from saelign.models.loading import (
     sae_device,
 )
 from saelign.models.streams import find_blocks, find_module, streams_at
-from saelign.models.unembedding import promoted_tokens, unembedding_of
+from saelign.models.unembedding import (
+    has_direct_path,
+    promoted_tokens,
+    read_unembedding,
+    unembedding_of,
+)
 from saelign.models.untrained import (
     untrained_fingerprint,
     untrained_model,
@@ -32,6 +37,7 @@ __all__ = [
     "d_site",
     "find_blocks",
     "find_module",
+    "has_direct_path",
     "load_config",
     "load_model",
     "model_fingerprint",
@@ -39,6 +45,7 @@ __all__ = [
     "n_parameters",
     "n_positions",
     "promoted_tokens",
+    "read_unembedding",
     "sae_device",
     "streams_at",
     "unembedding_of",
