@@ -220,17 +220,21 @@ def test_a_run_prints_its_tables_on_stdout_and_plain_lines_of_progress_on_stderr
     assert list(dict.fromkeys(stages)) == [
         "check the study",
         "collect A (tokens)",
+        "unembed decoder of A",
         "collect B (tokens)",
+        "unembed decoder of B",
         "compare layers",
         "describe A",
         "describe B",
         "draw figures",
+        "write the report",
     ]
     assert told.out.startswith("small: A = ")
     assert "3,000 tokens, saelign " in told.out
     assert "Where the models are most alike: one_to_one, rate_matched null" in told.out
     assert told.out.endswith(
         f"\nresults: {folder}\nfigures: {folder}/figures (start with correlation_one_to_one.png)\n"
+        f"report: {folder}/report.html\n"
     )
     assert (folder / "figures" / "correlation_one_to_one.png").is_file()
     assert " of 3,000" not in told.out

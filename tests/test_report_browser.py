@@ -226,6 +226,10 @@ def test_a_link_to_a_pair_opens_it_again(browser: Browser, page: Path) -> None:
     assert b in shown[1]
     browser.open(page, f"pair=1-10:{a}-{b}")  # as short as it can be
     assert browser.js(heads) == shown
+    assert "no pair of this cell" not in browser.text()
+    browser.open(page, f"pair=1-10:{a}-999999")
+    assert f"A {a} and B 999999 are no pair of this cell" in browser.text()
+    assert len(browser.js(heads)) == 2
 
 
 def test_a_feature_links_to_neuronpedia_where_its_sae_has_a_name(

@@ -115,7 +115,8 @@ function Browser({ choice, cell, address }) {
   const at = wanted ? found.findIndex((i) => pairs.a(i) === wanted[0] && pairs.b(i) === wanted[1]) : -1;
   const all = wanted && at === -1
     ? [...Array(pairs.block.n).keys()].find((i) => pairs.a(i) === wanted[0] && pairs.b(i) === wanted[1]) : undefined;
-  const place = wanted ? at : 0;
+  const isNone = wanted && at === -1 && all === undefined;
+  const place = wanted && !isNone ? at : 0;
   const current = at >= 0 ? found[at] : all ?? found[0];
   const show = (place) => {
     const i = found[Math.max(0, Math.min(found.length - 1, place))];
@@ -140,6 +141,7 @@ function Browser({ choice, cell, address }) {
             options={[["", "any"], ...concepts.map((c) => [c, c])]} />
         )}
       </div>
+      {isNone && <Absent>A {wanted[0]} and B {wanted[1]} are no pair of this cell; another is shown.</Absent>}
       <div class="browser">
         <div class="list">
           <p class="note" role="status">{count(found.length)} of {count(pairs.block.n)} pairs{" "}
