@@ -19,7 +19,7 @@ test: .venv/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/lint-imports
 	$(BIN)/basedpyright
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --durations 40
 
 bench: .venv/.installed-dev
 	$(BIN)/python -m benchmarks --out docs/benchmarks
