@@ -475,7 +475,8 @@ def test_a_disk_too_small_for_the_results_stops_a_run_that_later_goes_on(
     share: float, undisturbed: Undisturbed, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    blocks = sum(-(-p.stat().st_size // 4096) for p in undisturbed.out.rglob("*") if p.is_file())
+    files = [p for p in undisturbed.out.rglob("*") if p.is_file() and p.name != "report.html"]
+    blocks = sum(-(-p.stat().st_size // 4096) for p in files)
     size = max(1, int(share * blocks)) * 4096
     command = [SCRIPT, "run", undisturbed.study, "--out", out]
     on_small_disk(tmp_path, out, size, command, environment(undisturbed.store))
@@ -486,6 +487,24 @@ def test_a_disk_too_small_for_the_results_stops_a_run_that_later_goes_on(
     assert (tmp_path / "second.code").read_text() == "0\n", (tmp_path / "second.err").read_text()
     assert numbers(tmp_path / "after") == undisturbed.numbers
     assert not (tmp_path / "after" / "parts").exists()
+
+
+def test_a_disk_too_small_for_the_report_costs_nothing_but_the_page(
+    undisturbed: Undisturbed, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    files = [p for p in undisturbed.out.rglob("*") if p.is_file()]
+    page = undisturbed.out / "report.html"
+    size = 4096 * (sum(-(-p.stat().st_size // 4096) for p in files)) - page.stat().st_size // 2
+    command = [SCRIPT, "run", undisturbed.study, "--out", out]
+    on_small_disk(tmp_path, out, size, command, environment(undisturbed.store))
+    told = (tmp_path / "first.err").read_text()
+    assert (tmp_path / "first.code").read_text() == "0\n", told
+    assert f"`saelign report {out}` tries again" in told
+    assert not (tmp_path / "left" / "report.html").exists()
+    assert numbers(tmp_path / "left") == undisturbed.numbers
+    assert temporaries(tmp_path / "left") == []
+    assert (tmp_path / "after" / "report.html").is_file()
 
 
 def test_files_refused_by_the_store_stop_a_run_that_later_goes_on(
